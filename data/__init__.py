@@ -1,0 +1,1 @@
+"""What rankings are: records, notation, comparisons, the store, import and export."""

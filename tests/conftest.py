@@ -1,0 +1,30 @@
+"""Fixtures every room uses. Public data is read where it lies; tests that need it skip where it is absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Taken out of the environment, so that only the tests that ask for PostgreSQL meet it.
+DATABASE_URL = os.environ.pop("DATABASE_URL", "")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> str:
+    """The PostgreSQL that DATABASE_URL names."""
+    if not DATABASE_URL.startswith("postgres"):
+        pytest.skip("needs PostgreSQL: set DATABASE_URL=postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+    return DATABASE_URL
+
+
+@pytest.fixture(scope="session")
+def public_data() -> Path:
+    """The folder of public datasets: RANKWISE_PUBLIC_DATA, or `../shared/data` beside the checkout."""
+    folder = Path(os.environ.get("RANKWISE_PUBLIC_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("needs the public datasets: set RANKWISE_PUBLIC_DATA to their folder")
+    return folder
