@@ -102,8 +102,9 @@ def make_venv() -> list[str]:
         raise SetupError(f"{sys.executable} cannot make a virtual environment. Install its venv module (python3-venv).")
     if works(own := [str(PYTHON), "-m", "pip"]):
         return own
-    if works(system := [sys.executable, "-m", "pip"]):
-        return [*system, "--python", str(PYTHON)]
+    system = [sys.executable, "-m", "pip", "--python", str(PYTHON)]
+    if works(system) and subprocess.run([*system, "install", "--quiet", "pip"], check=False).returncode == 0:
+        return own
     raise SetupError(
         f"{sys.executable} has neither ensurepip nor pip. Install one of them (python3-venv, python3-pip)."
     )

@@ -178,7 +178,7 @@ class _Adding:
 
     def _refuse_difference(self, record: PromptRecord, decision: AnnotatorRanking, stored: AnyRow) -> None:
         judged: Ranking | None = stored_ranking(self.connection, stored) if stored.state == "ranked" else None
-        if judged != decision.ranking.relabel(range(1, len(record.responses) + 1)):
+        if judged != decision.ranking:
             here = f"'{judged}'" if judged else f"'{stored.state}'"
             raise BadInput(
                 f"prompt '{record.id}': '{decision.annotator}' has {here} here and '{decision.ranking}' in the import; "

@@ -20,7 +20,7 @@ _SAME_MEANING = str.maketrans("＞》〉＝≈~｜∣Ａａa０１２３４５�
 class Ranking:
     """Tiers of response numbers, best first, and where the acceptable bar stands.
 
-    `tiers`: each a tuple of distinct numbers 1…K; numbers in one tier are tied.
+    `tiers`: each a tuple of distinct numbers 1…K, ascending, so that equal judgements are equal; one tier is a tie.
     `bar`: how many tiers are acceptable (0 = all bad, len(tiers) = all acceptable), None = not judged.
     """
 
@@ -30,6 +30,7 @@ class Ranking:
     def __post_init__(self) -> None:
         numbers = [n for tier in self.tiers for n in tier]
         assert all(self.tiers) and len(set(numbers)) == len(numbers) and all(n >= 1 for n in numbers), self
+        assert all(list(tier) == sorted(tier) for tier in self.tiers), self
         assert self.bar is None or 0 <= self.bar <= len(self.tiers), self
 
     @property
@@ -46,8 +47,8 @@ class Ranking:
 
 
 def format_ranking(ranking: Ranking) -> str:
-    """`A2>A1=A3|A4`; tied numbers ascend, so equal rankings have equal texts."""
-    groups = ["=".join(f"A{n}" for n in sorted(tier)) for tier in ranking.tiers]
+    """`A2>A1=A3|A4`; equal rankings have equal texts."""
+    groups = ["=".join(f"A{n}" for n in tier) for tier in ranking.tiers]
     if ranking.bar is None:
         return ">".join(groups)
     return ">".join(groups[: ranking.bar]) + "|" + ">".join(groups[ranking.bar :])
@@ -73,6 +74,10 @@ class _Parser:
         self.seen: set[int] = set()
 
     def parse(self) -> Ranking:
+        tiers, bar = self._tiers_and_bar()
+        return Ranking(tuple(tuple(sorted(tier)) for tier in tiers), bar)
+
+    def _tiers_and_bar(self) -> tuple[list[list[int]], int | None]:
         tiers: list[list[int]] = []
         bar: int | None = None
         if self._peek() == "|":
@@ -86,7 +91,7 @@ class _Parser:
                 tiers.append([self._label()])
             separator = self._peek()
             if separator == "":
-                return Ranking(tuple(map(tuple, tiers)), bar)
+                return tiers, bar
             if separator not in ">=|":
                 raise self._error(f"'{separator}' is not '>', '=' or '|'")
             self._take()
@@ -97,7 +102,7 @@ class _Parser:
                     raise self._error("a second bar '|'; a ranking has at most one")
                 bar = len(tiers)
                 if self._peek() == "":
-                    return Ranking(tuple(map(tuple, tiers)), bar)
+                    return tiers, bar
 
     def _label(self) -> int:
         """A response number, with or without its A; spaces before it are skipped."""

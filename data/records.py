@@ -116,13 +116,16 @@ def read_record(row: object, *, where: str, min_responses: int = 2) -> PromptRec
             found = ", ".join(sorted(map(str, row))[:8]) or "no key at all"
             raise BadInput(f"{where}: no '{key}' (found: {found}); a row needs 'prompt' and 'responses'. Add it.")
     responses = _responses(row["responses"], where=where, least=min_responses)
+    rankings = _rankings(row, len(responses), where=where)
+    set_aside = tuple(_set_aside(s, where=where) for s in _list(row.get("set_aside"), "set_aside", where=where))
+    _check_one_each([r.annotator for r in rankings] + [s.annotator for s in set_aside], where=where)
     record = PromptRecord(
         prompt=prompt_messages(row["prompt"], where=where),
         responses=responses,
-        rankings=_rankings(row, len(responses), where=where),
+        rankings=rankings,
         id=_name(row.get("id"), "id", where=where),
         metadata=_metadata(row, where=where),
-        set_aside=tuple(_set_aside(s, where=where) for s in _list(row.get("set_aside"), "set_aside", where=where)),
+        set_aside=set_aside,
         split=_text(row.get("split") or "", "split", where=where),
     )
     return record if record.id else _with_content_id(record)
@@ -208,11 +211,15 @@ def _rankings(row: Mapping[str, Any], responses: int, *, where: str) -> tuple[An
     found = [_ranking(r, responses, where=f"{where}: ranking {i}") for i, r in enumerate(listed, start=1)]
     if row.get("ranking") not in (None, ""):
         found.append(_ranking({"annotator": row.get("annotator"), "ranking": row["ranking"]}, responses, where=where))
-    names = [r.annotator for r in found]
+    return tuple(found)
+
+
+def _check_one_each(names: list[str], *, where: str) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise BadInput(f"{where}: two rankings by '{name}'; a person ranks a prompt once. Keep the later one.")
-    return tuple(found)
+            raise BadInput(
+                f"{where}: two decisions by '{name}'; a person decides on a prompt once. Keep the later one."
+            )
 
 
 def _ranking(value: object, responses: int, *, where: str) -> AnnotatorRanking:
@@ -267,12 +274,14 @@ def _metadata(row: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise BadInput(f"{where}: 'metadata' is {_kind(given)}; it must be an object. Correct or delete it.")
     merged = {**{k: v for k, v in row.items() if k not in ROW_KEYS}, **given}
+    if not merged:
+        return merged
     try:
-        check_text(json.dumps(merged, ensure_ascii=False, allow_nan=False), "the metadata", where=where)
+        text = json.dumps(merged, ensure_ascii=False, allow_nan=False)
     except (ValueError, TypeError) as error:
         raise BadInput(f"{where}: the metadata is no valid JSON ({error}). Correct or delete it.") from None
-    if "\\u0000" in json.dumps(merged):
-        raise BadInput(f"{where}: the metadata holds a NUL character (U+0000), which databases refuse. Delete it.")
+    # JSON escapes a NUL; an escaped backslash before it means the six characters themselves, which are harmless.
+    check_text(text.replace("\\\\", "").replace("\\u0000", "\x00"), "the metadata", where=where)
     return merged
 
 
