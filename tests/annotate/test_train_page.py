@@ -1,0 +1,223 @@
+"""The Train page's handlers. That a started run really learns, the browser test shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from annotate.exports import export_for
+from annotate.material import material_of
+from annotate.people import LocalPerson
+from annotate.run_view import STAGES, evaluation_view, in_words
+from annotate.train_page import DEMO_MODEL, SETTINGS, SHOWN, TrainDesk
+from data.entities import Project
+from data.records import read_record
+from data.splits import EVAL, split_of
+from data.store import Store
+from tests.annotate.made_runs import EVALUATION, add_rows, make_run, request_of
+from train import configs
+
+LOCAL = request_of()
+VALUES = [setting.default for setting in SETTINGS]
+VIEW, LOG, STOP, CONTINUE, QUESTION, START, TIMER, NAME, SEEN = range(SHOWN)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    return tmp_path / "workspace"
+
+
+@pytest.fixture
+def desk(store: Store, workspace: Path, local: LocalPerson) -> TrainDesk:
+    return TrainDesk(store, workspace, local)
+
+
+@pytest.fixture
+def ranked(store: Store, project: Project) -> Project:
+    """The three prompts of `project` wait; these twenty are ranked, one tie and one unranked response in each."""
+    rows = [
+        {"id": f"r{i}", "prompt": f"Rank {i}", "responses": list("wxyz"), "annotator": "ann", "ranking": "A2>A1=A3"}
+        for i in range(20)
+    ]
+    store.add_prompts(project.id, [read_record(row, where="test") for row in rows])
+    return project
+
+
+def start(desk: TrainDesk, project: object, **changes: Any) -> str:
+    """The sentence that refuses a start."""
+    asked = {"stage": "rm", "model": DEMO_MODEL, "percent": 10.0, "values": VALUES, "request": LOCAL} | changes
+    message, *shown = desk.start(
+        asked["request"], project, asked["stage"], asked["model"], asked["percent"], *asked["values"]
+    )
+    assert len(shown) == SHOWN
+    return str(message)
+
+
+def test_the_settings_start_at_the_defaults_of_training_and_say_what_they_do() -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(configs.RmConfig)}
+    assert {s.name: s.default for s in SETTINGS} == {s.name: defaults[s.name] for s in SETTINGS}
+    assert all(s.info and "\n" not in s.info for s in SETTINGS)
+    assert set(STAGES) <= set(configs.STAGES)
+
+
+def test_the_page_says_what_a_run_would_see(desk: TrainDesk, store: Store, ranked: Project) -> None:
+    records = list(store.records(ranked.id))
+    held_out = sum(split_of(r, 0.1) == EVAL for r in records if r.rankings)
+    shown = desk.material(ranked.id, 10, LOCAL)
+    assert f"{2 * (20 - held_out)} pairs of {20 - held_out} prompts" in shown
+    assert "20, used as ties" in shown
+    assert "60, left out: nobody compared them" in shown
+    assert "3, left out" in shown
+
+
+def test_what_a_run_would_see_is_what_the_export_holds(store: Store, ranked: Project, workspace: Path) -> None:
+    found = material_of(store.records(ranked.id), eval_fraction=0.3)
+    manifest = export_for(store, ranked, workspace=workspace, formats=["trl"], eval_fraction=0.3).manifest
+    splits, left_out = manifest["splits"], manifest["pairs"]["left_out"]
+    assert (found.pairs, found.held_out_pairs) == (splits["train"]["pairs"], splits["eval"]["pairs"])
+    assert (found.ties, found.unranked) == (left_out["tie"], left_out["unranked"])
+
+
+def test_a_project_without_a_ranking_cannot_be_trained_on(desk: TrainDesk, project: Project, workspace: Path) -> None:
+    assert "Rank prompts" in desk.material(project.id, 10, LOCAL)
+    assert "nothing to learn from" in start(desk, project.id)
+    assert not (workspace / "exports").exists()
+
+
+def test_a_project_whose_ranked_prompts_are_all_held_out_cannot_be_trained_on(
+    desk: TrainDesk, store: Store, project: Project
+) -> None:
+    rows = [{"prompt": f"Held {i}", "responses": ["a", "b"], "ranking": "A1>A2"} for i in range(50)]
+    record = next(r for row in rows if split_of(r := read_record(row, where="test"), 0.1) == EVAL)
+    store.add_prompts(project.id, [dataclasses.replace(record, id="held")])
+    assert "Lower the share held out" in start(desk, project.id)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": " "}, "Base model is empty"),
+        ({"model": None}, "Base model is empty"),
+        ({"values": [None, *VALUES[1:]]}, "Epochs is empty"),
+        ({"values": [*VALUES[:3], 0, *VALUES[4:]]}, "--lora_r 0: must be 1 or more"),
+        ({"percent": 80.0}, "the share is 0 to 50 %"),
+        ({"stage": "score"}, "no training stage"),
+    ],
+)
+def test_an_impossible_start_is_refused_in_a_sentence(
+    desk: TrainDesk, ranked: Project, workspace: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    assert sentence in start(desk, ranked.id, **changes)
+    assert not list((workspace / "runs").glob("*/status.json"))
+
+
+@pytest.mark.parametrize("sent", [None, 99, "1"])
+def test_a_project_that_is_none_is_refused(desk: TrainDesk, project: Project, sent: object) -> None:
+    assert 'role="alert"' in start(desk, sent)
+
+
+def test_one_run_at_a_time(desk: TrainDesk, ranked: Project, workspace: Path) -> None:
+    make_run(workspace, "busy", state="running")
+    assert "&#x27;busy&#x27; is still running" in start(desk, ranked.id)
+    assert not (workspace / "exports").exists()
+
+
+def test_without_a_project_the_page_leads_to_the_data_page(desk: TrainDesk) -> None:
+    _, models, material, *shown = desk.open(LOCAL)
+    assert 'href="/data"' in material
+    assert models["choices"] == [(DEMO_MODEL, DEMO_MODEL)]
+    assert "No run yet" in shown[VIEW]
+    assert not shown[TIMER]["active"]
+
+
+def test_model_folders_of_the_workspace_are_offered(desk: TrainDesk, workspace: Path) -> None:
+    for name in (DEMO_MODEL, "mine", ".unfinished"):
+        (workspace / "models" / name).mkdir(parents=True)
+        (workspace / "models" / name / "config.json").write_text("{}")
+    _, models, *_ = desk.open(LOCAL)
+    assert models["choices"] == [(DEMO_MODEL, DEMO_MODEL), ("mine", str((workspace / "models/mine").resolve()))]
+
+
+def test_a_page_that_opens_finds_the_running_run(desk: TrainDesk, workspace: Path) -> None:
+    make_run(workspace, "running", state="running", eta_s=75.0)
+    make_run(workspace, "newer", started_at="2026-01-01T00:00:00+00:00")
+    *_, view, log, stop, more, question, begin, timer, name, _seen = desk.open(LOCAL)
+    assert name == "running"
+    assert "Step 5 of 10" in view
+    assert "about 1 min 15 s left" in view
+    assert "<svg" in view
+    assert log == "a line <b>of</b> log\n"
+    assert stop["visible"]
+    assert not more["visible"]
+    assert "visible" not in question, "a tick must not close the question"
+    assert not begin["interactive"]
+    assert timer["active"]
+
+
+def test_a_tick_brings_nothing_when_nothing_changed(desk: TrainDesk, workspace: Path) -> None:
+    path = make_run(workspace, "r", state="running")
+    first = desk.tick("r", "", LOCAL)
+    assert desk.tick("r", first[SEEN], LOCAL) == gr.skip()
+    add_rows(path, 1, first=6)
+    second = desk.tick("r", first[SEEN], LOCAL)
+    assert second[SEEN] != first[SEEN]
+    assert desk.tick("r", second[SEEN], LOCAL) == gr.skip()
+
+
+def test_a_run_whose_process_died_is_shown_as_failed_and_can_be_continued(desk: TrainDesk, workspace: Path) -> None:
+    make_run(workspace, "r", state="running", process_started=1.0)
+    shown = desk.tick("r", "", LOCAL)
+    assert "ended unexpectedly" in shown[VIEW]
+    assert shown[CONTINUE]["visible"]
+    assert not shown[TIMER]["active"]
+
+
+def test_a_finished_run_shows_its_evaluation_and_stops_the_timer(desk: TrainDesk, workspace: Path) -> None:
+    make_run(workspace, "a&b")
+    *_, view, _, stop, _, _, begin, timer, _, _ = desk.open(LOCAL)
+    assert "a&amp;b" in view
+    assert "75.0%" in view
+    assert "50.0%" in view
+    assert "10 steps in 2 min 5 s" in view
+    assert 'href="/models?run=a%26b"' in view
+    assert (stop["visible"], begin["interactive"], timer["active"]) == (False, True, False)
+
+
+@pytest.mark.parametrize("name", ["gone", "", "..", "../runs/r", "/etc"])
+def test_a_run_that_is_not_there_empties_the_panel(desk: TrainDesk, workspace: Path, name: str) -> None:
+    make_run(workspace, "r")
+    shown = desk.tick(name, "", LOCAL)
+    assert "No run yet" in shown[VIEW]
+    assert not shown[TIMER]["active"]
+    assert "This run is gone" in desk.stop(name, LOCAL)[0]
+
+
+def test_an_annotator_may_do_nothing_here(store: Store, workspace: Path, people: Any, ranked: Project) -> None:
+    make_run(workspace, "r", state="running")
+    desk, ann = TrainDesk(store, workspace, people), request_of("ann")
+    assert "no admin" in desk.material(ranked.id, 10, ann)
+    assert "no admin" in start(desk, ranked.id, request=ann)
+    assert "Only an admin" in desk.stop("r", ann)[0]
+    assert "Only an admin" in desk.resume("r", ann)[0]
+    assert "status" in {p.stem for p in (workspace / "runs/r").iterdir()}
+
+
+def test_an_evaluation_without_held_out_pairs_says_so() -> None:
+    assert "nothing to measure it on" in evaluation_view({"eval": None, "groups": {}})
+    assert "nothing to measure it on" in evaluation_view({"eval": {**EVALUATION["eval"], "accuracy": None}})
+
+
+def test_an_evaluation_names_what_was_left_out() -> None:
+    shown = evaluation_view(EVALUATION)
+    assert "4 prompts nobody ranked" in shown
+    assert "2 prompts whose start was cut to fit" in shown
+    assert "agrees with people more often than" in shown
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+def test_durations_are_read_at_a_glance(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

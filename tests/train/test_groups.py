@@ -1,0 +1,83 @@
+"""From records to groups: nothing is lost without being counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from data.records import PromptRecord, read_record
+from tests.train.made import rows
+from train.groups import comparison_tensors, cut, encode_records
+
+
+def records(count: int = 24) -> list[PromptRecord]:
+    return [read_record(row, where="here") for row in rows(count)]
+
+
+def test_every_ranking_weighs_one_and_every_prompt_is_used_or_counted(tokenizer) -> None:
+    groups, report = encode_records(records(), tokenizer, max_length=512)
+    assert report.prompts == 24 == report.used + report.without_ranking + report.without_comparison
+    assert (report.without_ranking, report.only_ties, report.rankings) == (1, 1, 24)
+    assert abs(sum(c.weight for g in groups for c in g.comparisons) - report.rankings) < 1e-12
+    assert report.comparisons == sum(len(g.comparisons) for g in groups)
+    assert report.ties == 2
+    assert report.unranked_pairs == 2  # bob left A2 out: A1-A2 and A2-A3
+
+
+def test_ties_and_contradicting_annotators_are_all_kept(tokenizer) -> None:
+    groups, _ = encode_records(records()[1:2], tokenizer, max_length=512)
+    found = [(c.chosen, c.rejected, c.preference, round(c.weight, 6)) for c in groups[0].comparisons]
+    third = round(1 / 3, 6)
+    assert found == [(1, 2, 0.5, third), (1, 3, 1.0, third), (2, 3, 1.0, third), (3, 1, 1.0, 1.0)]
+
+
+def test_a_ranking_of_a_single_response_is_counted_as_without_comparison(tokenizer) -> None:
+    row = {**rows(1)[0], "rankings": [{"annotator": "ann", "ranking": "A1"}]}
+    groups, report = encode_records([read_record(row, where="here")], tokenizer, max_length=512)
+    assert groups == []
+    assert (report.without_comparison, report.used) == (1, 0)
+
+
+def test_a_long_prompt_loses_its_start_and_every_row_the_same_part(tokenizer) -> None:
+    row = {**rows(3)[2], "prompt": "x" * 200 + "THE END"}
+    record = read_record(row, where="here")
+    (group,), report = encode_records([record], tokenizer, max_length=80)
+    assert (report.prompts_cut, report.responses_cut) == (1, 0)
+    assert max(map(len, group.rows)) == 80
+    texts = [tokenizer.decode(list(r)) for r in group.rows]
+    heads = {t[: t.index("THE END")] for t in texts}
+    assert len(heads) == 1
+    for text, response in zip(texts, record.responses, strict=True):
+        assert text.endswith(response.text + "<|im_end|>")
+
+
+def test_a_response_longer_than_the_limit_keeps_its_end_and_is_counted(tokenizer) -> None:
+    row = {**rows(1)[0], "responses": ["short", "y" * 300 + "end"]}
+    (group,), report = encode_records([read_record(row, where="here")], tokenizer, max_length=64)
+    assert (report.prompts_cut, report.responses_cut) == (1, 1)
+    assert len(group.rows[1]) == 64
+    assert tokenizer.decode(list(group.rows[1])).endswith("yend<|im_end|>")
+    assert tokenizer.decode(list(group.rows[0])).endswith("short<|im_end|>")
+
+
+def test_cutting_keeps_the_bos() -> None:
+    kept, too_long = cut([[7, 1, 2, 3, 4, 9], [7, 1, 2, 3, 9]], prompt=[7, 1, 2, 3], max_length=4, bos=7)
+    assert kept == [[7, 3, 4, 9], [7, 3, 9]]
+    assert too_long == 0
+    kept, too_long = cut([[7, 1, 5, 6, 8, 9]], prompt=[7, 1], max_length=3, bos=7)
+    assert (kept, too_long) == ([[7, 8, 9]], 1)
+
+
+def test_comparisons_point_at_rows_laid_end_to_end(tokenizer) -> None:
+    groups, _ = encode_records(records(3), tokenizer, max_length=512)
+    found = comparison_tensors(groups)
+    starts = (0, 2, 5)
+    placed = [(s, c) for s, g in zip(starts, groups, strict=True) for c in g.comparisons]
+    expected = [(s + c.chosen - 1, s + c.rejected - 1) for s, c in placed]
+    assert list(zip(found["chosen"].tolist(), found["rejected"].tolist(), strict=True)) == expected
+
+
+def test_skips_and_flags_are_counted(tokenizer) -> None:
+    row = {**rows(1)[0], "set_aside": [{"annotator": "eve", "status": "skipped"}]}
+    _, report = encode_records([read_record(row, where="here")], tokenizer, max_length=512)
+    assert report.set_aside == 1
+    assert replace(report, set_aside=0).used == 1

@@ -1,0 +1,73 @@
+"""A conversation as token ids, the same for training, scoring and writing.
+
+The model's chat template where it has one. Else the plain format: `System: `, `User: ` and `Assistant: ` turns, each
+followed by an empty line, after the BOS token if the tokenizer adds one by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from data.errors import BadInput
+from data.records import Message
+
+_SPEAKER = {"system": "System", "user": "User", "assistant": "Assistant"}
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], response: str) -> list[int]:
+    """Token ids of prompt and response as one conversation, ending with exactly one EOS: the scored position."""
+    messages = [*prompt, Message("assistant", response)]
+    if tokenizer.chat_template is None:
+        ids = _plain(tokenizer, _turns(messages))
+    else:
+        ids = _tokens(tokenizer, _render(tokenizer, messages, open_turn=False))
+    return _end_once(tokenizer, ids)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
+    """Token ids of the prompt up to where the response begins."""
+    if tokenizer.chat_template is None:
+        # No space at the end: most tokenizers join it to the word that follows.
+        return _plain(tokenizer, _turns(prompt) + "\n\nAssistant:")
+    return _tokens(tokenizer, _render(tokenizer, prompt, open_turn=True))
+
+
+def _turns(messages: Sequence[Message]) -> str:
+    return "\n\n".join(f"{_SPEAKER[m.role]}: {m.content}" for m in messages)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, open_turn: bool) -> str:
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn))
+    except TemplateError as error:
+        start = messages[0].content[:40]
+        raise BadInput(
+            f"prompt '{start}': the model's chat template refuses it ({error}). Change the prompt or the model."
+        ) from None
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # A template writes BOS and EOS itself; verbose=False: lengths are our concern.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    bos = tokenizer.bos_token_id
+    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+    return ([bos] if adds_bos else []) + _tokens(tokenizer, text)
+
+
+def _end_once(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """Drop what a template writes after the last EOS (a newline, mostly), then let exactly one EOS end the ids."""
+    eos = tokenizer.eos_token_id
+    if eos in ids:
+        after = len(ids) - ids[::-1].index(eos)
+        if not str(tokenizer.decode(ids[after:])).strip():
+            ids = ids[:after]
+    while ids and ids[-1] == eos:
+        ids = ids[:-1]
+    return [*ids, eos]

@@ -1,0 +1,41 @@
+"""`python -m train evaluate`: a reward model on rankings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import torch
+
+from data.errors import BadInput
+from data.exporting import read_dataset
+from train import report
+from train.configs import EvaluateConfig
+from train.evaluation import evaluate
+from train.groups import encode_records
+from train.models import device, load_config, load_tokenizer, resolve
+from train.rewards import PaddedRows, load_reward_model, row_limit
+from train.score import DEFAULT_MAX_LENGTH
+
+
+def main(config: EvaluateConfig) -> str:
+    """Say how well the model's rewards agree with the rankings."""
+    dataset = read_dataset(config.data, eval_fraction=config.eval_fraction)
+    records = [r for r in dataset.records if config.split in ("all", r.split)]
+    source = resolve(config.model, workspace=config.workspace)
+    tokenizer = load_tokenizer(source)
+    asked = config.max_length or source.max_length or DEFAULT_MAX_LENGTH
+    groups, counted = encode_records(records, tokenizer, max_length=row_limit(load_config(source), asked=asked))
+    if not groups:
+        raise BadInput(
+            f"{config.data}: no ranked prompt in split '{config.split}' ({counted.prompts} prompts). Try --split all."
+        )
+    model = load_reward_model(source, dtype=torch.bfloat16 if config.bf16 else torch.float32).to(device())
+    found = evaluate(model, groups, PaddedRows(config.tokens_per_forward))
+    result = {
+        "eval": found,
+        "groups": asdict(counted),
+        "split": config.split,
+        "manifest_sha256": dataset.manifest_sha256,
+    }
+    return json.dumps(result) if config.json else report.in_words(found)

@@ -1,0 +1,51 @@
+"""Write files so that a reader, or a crash, never meets half of one; and locks that die with their process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from data.errors import BadInput
+
+
+@contextmanager
+def atomic_text(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under `path` complete, or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """One JSON object, readable by people too."""
+    with atomic_text(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Wait for the lock file `path`, hold it, and let it go; the kernel lets go when the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def check_out_file(path: Path, *, flag: str) -> None:
+    """Refuse a result file that could not be written, before the work is done. Raises BadInput."""
+    if path.is_dir():
+        raise BadInput(f"{flag} {path}: this is a folder; the result is one file. Give a file name.")
+    if not path.parent.is_dir():
+        raise BadInput(f"{flag} {path}: there is no folder {path.parent}. Make it first or correct the path.")
