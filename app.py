@@ -53,9 +53,8 @@ def load_samples(store: Store, folder: Path = SAMPLES) -> None:
     """Put each sample file into a project of its own, in a store that has no project yet."""
     if store.projects():
         return
-    for file in sorted(folder.glob("*.jsonl")):
-        name = SAMPLE_PROJECTS.get(file.name, file.stem)
-        records = list(read_records(file))
+    for file_name, name in SAMPLE_PROJECTS.items():
+        records = list(read_records(folder / file_name))
         project = store.create_project(name, guidelines=SAMPLE_GUIDELINES)
         store.add_prompts(project.id, records)
 

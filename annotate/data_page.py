@@ -149,9 +149,15 @@ def build(store: Store, workspace: Path, people: People) -> None:
     desk = DataDesk(store, workspace, people)
     panel.panel(panel.heading("Data", "What is ranked: bring prompts in, say how to judge them, take rankings out."))
     with gr.Row():
-        project = gr.Dropdown(label="Project", filterable=False, scale=3, elem_id="project")
+        project = gr.Dropdown(label="Project", filterable=False, scale=3, min_width=280, elem_id="project")
         name = gr.Textbox(
-            label="New project", placeholder="Name", submit_btn="Create", max_lines=1, max_length=200, scale=2
+            label="New project",
+            placeholder="Name",
+            submit_btn="Create",
+            max_lines=1,
+            max_length=200,
+            scale=2,
+            min_width=280,
         )
     summary = panel.panel(elem_id="summary")
     with gr.Tab("Import a file"):

@@ -25,10 +25,10 @@ def panel(value: str = "", **options: Any) -> gr.HTML:
     return gr.HTML(value, html_template="${value}", css_template=_STYLE, apply_default_css=False, **options)
 
 
-def when_opened(handler: Callable[..., Any], inputs: Any, outputs: Any, *, js: str | None = None) -> None:
-    """Call `handler` when a browser opens the page that is being laid out."""
+def when_opened(handler: Callable[..., Any], inputs: Any, outputs: Any, *, js: str | None = None) -> Any:
+    """Call `handler` when a browser opens the page that is being laid out; returns Gradio's event."""
     assert Context.root_block is not None
-    Context.root_block.load(handler, inputs, outputs, js=js, **QUICK)
+    return Context.root_block.load(handler, inputs, outputs, js=js, **QUICK)
 
 
 def escaped(text: object) -> str:

@@ -15,15 +15,16 @@ from train import jobs
 STAGES = {"rm": "Reward model"}
 """The trainings a page offers, by the name that `train.jobs` knows them under."""
 
-_READ = {
-    "without_ranking": "prompts nobody ranked",
-    "without_comparison": "ranked prompts without a comparison",
-    "unranked_pairs": "pairs with an unranked response",
-    "set_aside": "skips and flags",
-    "only_ties": "prompts with ties only (used, as ties)",
-    "prompts_cut": "prompts whose start was cut to fit",
-    "responses_cut": "responses whose start was cut to fit",
+_ACCOUNT = {
+    "without_ranking": "Prompts nobody ranked",
+    "without_comparison": "Ranked prompts without a comparison",
+    "unranked_pairs": "Pairs with an unranked response",
+    "set_aside": "Skips and flags",
+    "only_ties": "Prompts with ties only (used as ties)",
+    "prompts_cut": "Prompts that lost their start",
+    "responses_cut": "Responses that lost their start",
 }
+"""What training counts while it reads, in words."""
 
 
 def run_view(run: jobs.RunInfo) -> str:
@@ -61,6 +62,11 @@ def fingerprint(run: jobs.RunInfo) -> str:
 def run_address(run: jobs.RunInfo) -> str:
     """The run's own page in the app."""
     return f"/models?run={quote(run.name)}"
+
+
+def has_begun(run: jobs.RunInfo) -> bool:
+    """Whether it got past reading its data and model: only then is there something to continue."""
+    return (run.path / "config.json").exists()
 
 
 def accuracy_of(run: jobs.RunInfo) -> float | None:
@@ -140,12 +146,11 @@ def _sentence(text: str) -> str:
 
 
 def _left_out(groups: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
-    names = {"train": "To train on", "eval": "Held out"}
+    train, held_out = groups.get("train", {}), groups.get("eval", {})
     return [
-        (names.get(split, split), f"{counts[key]:,} {words}")
-        for split, counts in groups.items()
-        for key, words in _READ.items()
-        if counts.get(key)
+        (words, f"{train.get(key, 0):,} to train on, {held_out.get(key, 0):,} held out")
+        for key, words in _ACCOUNT.items()
+        if train.get(key) or held_out.get(key)
     ]
 
 

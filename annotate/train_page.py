@@ -17,7 +17,7 @@ from annotate.access import admin, admin_of, chosen_project, projects_of, signed
 from annotate.exports import export_for
 from annotate.material import Material, material_of
 from annotate.people import People
-from annotate.run_view import STAGES, fingerprint, run_address, run_view
+from annotate.run_view import STAGES, fingerprint, has_begun, run_address, run_view
 from data.entities import Project
 from data.errors import BadInput, Conflict, NotFound, UserError
 from data.exporting import DEFAULT_EVAL_FRACTION
@@ -65,17 +65,18 @@ class TrainDesk:
         self._people = people
 
     def open(self, request: gr.Request) -> tuple[Any, ...]:
-        """The page as it opens: projects, models, what the newest project holds, and the running or latest run."""
+        """The page as it opens: projects, the newest one chosen, models, and the running or latest run."""
         projects = projects_of(self._store, self._people, signed_in(self._people, request))
-        chosen = projects[0].id if projects else None
         runs = jobs.list_runs(self._workspace)
         run = next((r for r in runs if r.status.state == "running"), runs[0] if runs else None)
+        chosen = projects[0].id if projects else None
         project_list = gr.update(choices=[(p.name, p.id) for p in projects], value=chosen)
-        material = self.material(chosen, 100 * DEFAULT_EVAL_FRACTION, request) if projects else _nothing_to_use()
-        return project_list, gr.update(choices=_models(self._workspace)), material, *self._show(run)
+        return project_list, gr.update(choices=_models(self._workspace)), *self._show(run)
 
     def material(self, project_id: object, percent: float, request: gr.Request) -> str:
-        """What a run would see."""
+        """What a run would see; counting 20,000 prompts takes some seconds."""
+        if project_id is None:
+            return panel.empty(_NO_PROJECT, ("/data", "Create one on the Data page"))
         try:
             project = self._admitted(project_id, request)
             return _material(self._count(project, _fraction(percent)))
@@ -160,7 +161,7 @@ class TrainDesk:
             run_view(run) + (_to_models(run) if run.has_adapter and not running else ""),
             jobs.log_tail(run.path),
             gr.update(visible=running),
-            gr.update(visible=run.status.state in ("stopped", "failed")),
+            gr.update(visible=run.status.state in ("stopped", "failed") and has_begun(run)),
             gr.update() if running else gr.update(visible=False),  # a tick must not close the question
             gr.update(interactive=not running),
             _timer(running),
@@ -202,14 +203,15 @@ def build(store: Store, workspace: Path, people: People) -> None:
             with gr.Row(visible=False, equal_height=True) as question:
                 panel.panel(panel.note("Stop this run? It saves where it is, and can be continued.", "warning"))
                 sure = gr.Button("Stop it", variant="stop", scale=0, min_width=110, elem_id="stop-sure")
-                keep = gr.Button("Keep running", scale=0, min_width=130, elem_id="keep")
+                keep = gr.Button("Keep running", scale=0, min_width=170, elem_id="keep")
             with gr.Accordion("Log", open=False):
                 log = gr.Textbox(show_label=False, lines=12, max_lines=12, autoscroll=True, interactive=False)
     timer = gr.Timer(TICK_S, active=False)
     name, seen = gr.Textbox(visible=False), gr.Textbox(visible=False)
     shown = [view, log, stop, resume, question, start, timer, name, seen]
     acted = [message, *shown]
-    panel.when_opened(desk.open, None, [project, model, material, *shown])
+    opened = panel.when_opened(desk.open, None, [project, model, *shown])
+    opened.then(desk.material, [project, percent], material)
     gr.on([project.input, percent.release], desk.material, [project, percent], material)
     start.click(desk.start, [project, stage, model, percent, *settings], acted, show_progress_on=message)
     timer.tick(desk.tick, [name, seen], shown, **panel.QUICK)
@@ -278,10 +280,6 @@ def _check_material(material: Material, project: Project) -> None:
 
 def _to_models(run: jobs.RunInfo) -> str:
     return f'<p class="more">{panel.link(run_address(run), "Try it on the Models page")}</p>'
-
-
-def _nothing_to_use() -> str:
-    return panel.empty(_NO_PROJECT, ("/data", "Create one on the Data page"))
 
 
 def _material(material: Material) -> str:

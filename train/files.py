@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from data.errors import BadInput
 @contextmanager
 def atomic_text(path: Path) -> Iterator[TextIO]:
     """A text file that appears under `path` complete, or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:
             yield file

@@ -67,7 +67,8 @@ def start(stage: str, args: Mapping[str, Any], *, workspace: Path, name: str = "
     with _only_job(runs) as lock:
         path = _new_folder(runs, name or f"{stage}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
         write_json(path / REQUEST, {"stage": stage, **config})
-        _launch([stage, *_flags({**config, "output": path})], path, stage=stage, lock=lock)
+        fresh = Status(stage=stage, state="running", pid=0, process_started=0, started_at=_now())
+        _launch([stage, *_flags({**config, "output": path})], path, status=fresh, lock=lock)
     return read_run(path)
 
 
@@ -77,7 +78,7 @@ def resume(path: Path, *, workspace: Path) -> RunInfo:
     if status.state == "running":
         raise Conflict(f"{path.name} is running already.")
     with _only_job(workspace / "runs") as lock:
-        _launch([status.stage, "--resume", str(path.resolve())], path, stage=status.stage, lock=lock)
+        _launch([status.stage, "--resume", str(path.resolve())], path, status=status, lock=lock)
     return read_run(path)
 
 
@@ -122,7 +123,7 @@ def log_tail(path: Path, *, max_bytes: int = 20_000) -> str:
     return text if size <= max_bytes else text.partition("\n")[2]
 
 
-def stop(path: Path, *, grace_s: float = 5.0) -> Status:
+def stop(path: Path, *, grace_s: float = 10.0) -> Status:
     """Ask the job to stop (SIGTERM: it saves a checkpoint first) and end it for certain after `grace_s` seconds."""
     status = read_status(path)
     if status.alive:
@@ -219,8 +220,8 @@ def _new_folder(runs: Path, name: str) -> Path:
     return path
 
 
-def _launch(arguments: Sequence[str], path: Path, *, stage: str, lock: IO[str]) -> None:
-    """Start the child and note its process; a thread waits for its end."""
+def _launch(arguments: Sequence[str], path: Path, *, status: Status, lock: IO[str]) -> None:
+    """Start the child and note its process in `status`; a thread waits for its end."""
     (path / _STOP_ASKED).unlink(missing_ok=True)
     with (path / "log.txt").open("ab") as output:
         child = subprocess.Popen(
@@ -234,15 +235,9 @@ def _launch(arguments: Sequence[str], path: Path, *, stage: str, lock: IO[str]) 
             pass_fds=[lock.fileno()],
         )
     # The child writes the same pid as soon as it has read its input: whoever comes second changes nothing.
-    status = Status(
-        stage=stage,
-        state="running",
-        pid=child.pid,
-        process_started=psutil.Process(child.pid).create_time(),
-        message="starting",
-        started_at=_now(),
-    )
-    write_json(path / "status.json", asdict(status))
+    started = psutil.Process(child.pid).create_time()
+    begun = replace(status, state="running", pid=child.pid, process_started=started, message="starting", finished_at="")
+    write_json(path / "status.json", asdict(begun))
     threading.Thread(target=_reap, args=(child, path), name=f"reap-{path.name}", daemon=True).start()
 
 

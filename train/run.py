@@ -81,7 +81,7 @@ class Run:
     def reopen(cls, path: Path, *, step: int) -> Run:
         """A run to be continued from `step`. Rows measured after it are dropped: they will be measured again."""
         before = read_status(path)
-        if before.alive:
+        if before.alive and before.pid != os.getpid():  # our own pid: written by the job that started us
             raise BadInput(f"--resume {path}: process {before.pid} is still at work on it. Stop it first or wait.")
         rows = [row for row in read_metrics(path) if row["step"] <= step]
         with atomic_text(path / "metrics.jsonl") as file:

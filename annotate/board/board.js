@@ -37,6 +37,7 @@ async function loadProjects() {
 }
 
 async function loadTask(project, prompt = null) {
+  await saveDraft();
   try {
     show(await askServer(`task?project=${project}${prompt === null ? '' : `&prompt=${prompt}`}`));
   } catch (error) {
@@ -248,7 +249,7 @@ async function reloadAfterConflict(error) {
   complain(`${error.message} ${say('conflictKept')}`);
 }
 
-function undo() {
+async function undo() {
   if (state.past.length) {
     Object.assign(state, { places: state.past.pop(), typing: false, tieNext: false });
     complain('');
@@ -256,6 +257,7 @@ function undo() {
     speak(formatPlaces(state.places) || say('badgeUnranked'));
     return keepDraft();
   }
+  await saveDraft();
   return exclusively(async () => {
     const request = { project: state.project.id };
     const answer = await askServer('undo', { ...request, key: attempts.keyFor(request) });
@@ -404,7 +406,6 @@ function wire() {
   notationField.addEventListener('compositionend', readNotation);
   notationField.addEventListener('blur', () => { state.typing = false; });
   part('.project').addEventListener('change', async event => {
-    await saveDraft();
     event.target.blur();
     await loadTask(Number(event.target.value));
   });

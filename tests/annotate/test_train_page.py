@@ -127,8 +127,9 @@ def test_one_run_at_a_time(desk: TrainDesk, ranked: Project, workspace: Path) ->
 
 
 def test_without_a_project_the_page_leads_to_the_data_page(desk: TrainDesk) -> None:
-    _, models, material, *shown = desk.open(LOCAL)
-    assert 'href="/data"' in material
+    projects, models, *shown = desk.open(LOCAL)
+    assert projects["value"] is None
+    assert 'href="/data"' in desk.material(None, 10, LOCAL)
     assert models["choices"] == [(DEMO_MODEL, DEMO_MODEL)]
     assert "No run yet" in shown[VIEW]
     assert not shown[TIMER]["active"]
@@ -187,6 +188,13 @@ def test_a_finished_run_shows_its_evaluation_and_stops_the_timer(desk: TrainDesk
     assert (stop["visible"], begin["interactive"], timer["active"]) == (False, True, False)
 
 
+def test_a_run_that_failed_before_it_began_cannot_be_continued(desk: TrainDesk, workspace: Path) -> None:
+    path = make_run(workspace, "r", state="failed", message="no such model")
+    assert desk.tick("r", "", LOCAL)[CONTINUE]["visible"]
+    (path / "config.json").unlink()
+    assert not desk.tick("r", "", LOCAL)[CONTINUE]["visible"]
+
+
 @pytest.mark.parametrize("name", ["gone", "", "..", "../runs/r", "/etc"])
 def test_a_run_that_is_not_there_empties_the_panel(desk: TrainDesk, workspace: Path, name: str) -> None:
     make_run(workspace, "r")
@@ -213,8 +221,8 @@ def test_an_evaluation_without_held_out_pairs_says_so() -> None:
 
 def test_an_evaluation_names_what_was_left_out() -> None:
     shown = evaluation_view(EVALUATION)
-    assert "4 prompts nobody ranked" in shown
-    assert "2 prompts whose start was cut to fit" in shown
+    assert "<dt>Prompts nobody ranked</dt><dd>4 to train on, 0 held out</dd>" in shown
+    assert "<dt>Prompts that lost their start</dt><dd>0 to train on, 2 held out</dd>" in shown
     assert "agrees with people more often than" in shown
 
 

@@ -164,3 +164,8 @@ def test_the_log_tail_is_whole_lines(tmp_path: Path) -> None:
     assert jobs.log_tail(tmp_path) == ""
     (tmp_path / "log.txt").write_text("".join(f"line {i}\n" for i in range(100)))
     assert jobs.log_tail(tmp_path, max_bytes=20) == "line 98\nline 99\n"
+
+
+def test_a_score_job_passes_on_the_childs_sentence(workspace: Path) -> None:
+    with pytest.raises(UserError, match=r"1,000,001 characters; at most"):
+        jobs.score_job("any", ASK, ["x" * 1_000_001], workspace=workspace)

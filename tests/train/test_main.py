@@ -60,9 +60,7 @@ def test_bad_data_gets_one_sentence_exit_2_and_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_real_command_tells_a_missing_model_in_one_line_and_leaves_no_run(
-    ranked: Path, tmp_path: Path
-) -> None:
+def test_the_real_command_tells_a_missing_model_in_one_line_and_leaves_no_run(ranked: Path, tmp_path: Path) -> None:
     done = run("rm", "--model", "./missing", "--data", str(ranked), "--output", str(tmp_path / "run"))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --model ./missing: there is no such model folder")
