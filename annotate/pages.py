@@ -21,6 +21,7 @@ from annotate.routes import RankingDesk, answer_mistakes_in_words
 from data.store import Store
 
 MAX_UPLOAD = "200mb"
+UPLOADS_KEPT_S = (3600, 3600)  # looked through each hour; what is older than an hour goes
 MAX_SESSIONS = 500  # a session is kept per page load, about 20 KB each
 
 
@@ -49,6 +50,10 @@ _THEME = gr.themes.Default(
     neutral_hue="slate",
     font=["system-ui", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "sans-serif"],
     font_mono=["ui-monospace", "Consolas", "Noto Sans Mono", "monospace"],
+).set(
+    # The default grey is too pale to read (contrast below 4.5).
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
 )
 _STYLE = """
 /* Gradio clips its container, which would keep the ranking bar from sticking to the bottom of the window. */
@@ -101,7 +106,9 @@ def build_routes(store: Store, workspace: Path, people: People) -> FastAPI:
 
 def _all_pages(store: Store, workspace: Path, people: People) -> GuardedBlocks:
     first, *others = PAGES
-    pages = GuardedBlocks(people=people, page_roles=PAGE_ROLES, title="Rankwise", analytics_enabled=False)
+    pages = GuardedBlocks(
+        people=people, page_roles=PAGE_ROLES, title="Rankwise", analytics_enabled=False, delete_cache=UPLOADS_KEPT_S
+    )
     with pages:
         Navbar(main_page_name=first.title)
         first.build(store, workspace, people)

@@ -17,6 +17,8 @@ from train.models import device, load_config, load_tokenizer, resolve
 from train.rewards import PaddedRows, load_reward_model, row_limit
 from train.score import DEFAULT_MAX_LENGTH
 
+_PROMPTS = {"eval": "held-out", "train": "training", "all": "overall"}
+
 
 def main(config: EvaluateConfig) -> str:
     """Say how well the model's rewards agree with the rankings."""
@@ -38,4 +40,4 @@ def main(config: EvaluateConfig) -> str:
         "split": config.split,
         "manifest_sha256": dataset.manifest_sha256,
     }
-    return json.dumps(result) if config.json else report.in_words(found)
+    return json.dumps(result) if config.json else report.in_words(found, prompts=_PROMPTS[config.split])

@@ -28,13 +28,13 @@ def pad_is_new(model: Any, tokenizer: Any) -> bool:
     return int(tokenizer.pad_token_id) >= int(model.get_input_embeddings().num_embeddings)
 
 
-def in_words(found: Mapping[str, Any] | None) -> str:
-    """One line for the log."""
+def in_words(found: Mapping[str, Any] | None, *, prompts: str = "held-out") -> str:
+    """One line for the log. `prompts`: which ones were measured on."""
     if not found or found["accuracy"] is None:
-        return "no held-out comparison"
+        return f"no {prompts} comparison"
     longer = found["longer_wins"]["accuracy"]
     return (
-        f"held-out pair accuracy {found['accuracy']:.3f} on {found['pairs']} pairs of {found['prompts']} prompts "
+        f"{prompts} pair accuracy {found['accuracy']:.3f} on {found['pairs']} pairs of {found['prompts']} prompts "
         f"(the longer wins: {longer:.3f}), loss {found['loss']:.4f}"
     )
 

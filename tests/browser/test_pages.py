@@ -2,70 +2,46 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.store import Store
-from tests.conftest import ROOT
+from tests.browser.conftest import Server
 
-pytest.importorskip("playwright", reason="needs playwright: pip install -r requirements-dev.txt")
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: install requirements-dev.txt")
+expect = playwright_api.expect
 
-CHROMIUM = os.environ.get("PLAYWRIGHT_CHROMIUM") or shutil.which("chromium")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 PATIENCE_MS = 60_000  # a child process loads its libraries in 4 s, in 20 s on a busy machine
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get install chromium")]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("workspace")
-
-
-@pytest.fixture(scope="module")
-def address(workspace: Path) -> Iterator[str]:
-    """A server on a free port."""
-    command = [sys.executable, "app.py", "--workspace", str(workspace), "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        found = re.search(r"http://[\d.:]+", server.stdout.readline())
-        assert found, "the server did not start"
-        yield found[0]
-        server.terminate()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
+def filled() -> Iterator[None]:
+    """The tests fill the workspace themselves, through the pages. A tiny model gains nothing from a second thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
+def page(chromium: Any, server: Server) -> Iterator[Any]:
     """A page whose every script error and foreign request fails the test."""
-    context = browser.new_context(base_url=address, viewport={"width": 1280, "height": 900})
+    context = chromium.new_context(base_url=server.url, viewport={"width": 1280, "height": 900})
     context.set_default_timeout(PATIENCE_MS)
     expect.set_options(timeout=PATIENCE_MS)
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else wrong.append(r.url))
+    page.on("request", lambda r: None if r.url.startswith((server.url, "data:", "blob:")) else wrong.append(r.url))
     yield page
     context.close()
+    expect.set_options(timeout=5_000)
     assert wrong == []
 
 
@@ -90,12 +66,12 @@ def ranked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("files") / "my rankings (1).jsonl", rows())
 
 
-def open_page(page: Page, path: str) -> None:
+def open_page(page: Any, path: str) -> None:
     page.goto(path)
     expect(page.locator("#project input")).not_to_have_value("")
 
 
-def start_run(page: Page, model: Path, *, steps: int) -> None:
+def start_run(page: Any, model: Path, *, steps: int) -> None:
     """From the Train page, with a learning rate that a tiny model needs."""
     page.locator("#base-model input").fill(str(model))
     page.locator("#base-model input").press("Enter")
@@ -112,7 +88,7 @@ def start_run(page: Page, model: Path, *, steps: int) -> None:
 
 
 def test_a_file_is_checked_then_imported_then_exported(
-    page: Page, workspace: Path, ranked: Path, tmp_path: Path
+    page: Any, workspace: Path, ranked: Path, tmp_path: Path
 ) -> None:
     open_page(page, "/data")
     page.get_by_label("New project").fill("tiny <b>")
@@ -157,7 +133,7 @@ def test_a_file_is_checked_then_imported_then_exported(
     store.close()
 
 
-def test_a_run_is_watched_reloaded_evaluated_and_tried(page: Page, tiny: Path) -> None:
+def test_a_run_is_watched_reloaded_evaluated_and_tried(page: Any, tiny: Path) -> None:
     open_page(page, "/train")
     expect(page.locator("#material")).to_contain_text("64 pairs of 20 prompts")
     start_run(page, tiny, steps=30)
@@ -182,9 +158,7 @@ def test_a_run_is_watched_reloaded_evaluated_and_tried(page: Page, tiny: Path) -
     expect(page.locator("#details pre")).to_contain_text("# Reward model on")
 
 
-def test_a_running_run_is_stopped_after_a_question_and_can_be_continued(
-    page: Page, workspace: Path, tiny: Path
-) -> None:
+def test_a_running_run_is_stopped_after_a_question_and_can_be_continued(page: Any, workspace: Path, tiny: Path) -> None:
     open_page(page, "/train")
     start_run(page, tiny, steps=5000)
     expect(page.locator("#run")).to_contain_text(re.compile(r"Step [1-9]"))

@@ -60,11 +60,18 @@ def test_bad_data_gets_one_sentence_exit_2_and_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_real_command_tells_a_missing_model_in_one_line_and_leaves_no_run(ranked: Path, tmp_path: Path) -> None:
-    done = run("rm", "--model", "./missing", "--data", str(ranked), "--output", str(tmp_path / "run"))
+def test_a_missing_model_folder_gets_one_sentence_and_leaves_no_run(
+    ranked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rm", "--model", "./missing", "--data", str(ranked), "--output", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("error: --model ./missing: there is no such model folder")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_real_command_tells_a_mistake_in_one_line(ranked: Path, tmp_path: Path) -> None:
+    done = run("rm", "--model", "m", "--data", str(ranked), "--output", str(tmp_path / "run"), "--lora_r", "0")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --model ./missing: there is no such model folder")
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr == "error: --lora_r 0: must be 1 or more.\n"
     assert not (tmp_path / "run").exists()
 
 

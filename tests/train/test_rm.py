@@ -178,7 +178,7 @@ def test_evaluate_prints_what_the_run_measured(
     assert found["eval"]["loss"] == pytest.approx(before["eval"]["loss"], abs=1e-5)
     assert found["manifest_sha256"] == before["manifest_sha256"]
     assert main(["evaluate", "--model", str(finished), "--data", str(ranked), "--split", "all"]) == 0
-    assert "held-out pair accuracy" in capsys.readouterr().out
+    assert "overall pair accuracy" in capsys.readouterr().out
 
 
 def test_a_run_is_no_base_for_another(finished: Path, ranked: Path, tmp_path: Path) -> None:

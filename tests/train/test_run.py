@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data.errors import BadInput, NotFound
@@ -82,8 +83,12 @@ def test_reopening_drops_what_will_be_measured_again_and_refuses_a_living_run(tm
     run = create(tmp_path / "run")
     for step in (1, 2, 3):
         run.record({"step": step, "loss": 0.5})
+    other = psutil.Process(os.getppid())
+    own = run.status
+    run.update(pid=other.pid, process_started=other.create_time())
     with pytest.raises(BadInput, match="is still at work on it"):
         Run.reopen(run.path, step=2)
+    run.update(pid=own.pid, process_started=own.process_started)
     started = "2026-01-01T00:00:00+00:00"
     run.update(started_at=started, total_steps=9)
     run.finish("stopped")
