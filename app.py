@@ -54,9 +54,7 @@ def load_samples(store: Store, folder: Path = SAMPLES) -> None:
     if store.projects():
         return
     for file_name, name in SAMPLE_PROJECTS.items():
-        records = list(read_records(folder / file_name))
-        project = store.create_project(name, guidelines=SAMPLE_GUIDELINES)
-        store.add_prompts(project.id, records)
+        store.create_project_with(name, list(read_records(folder / file_name)), guidelines=SAMPLE_GUIDELINES)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,16 +17,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+PYTHON = VENV / "bin/python"
 STAMP = VENV / "installed.txt"
+REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
 CHECKS = (
     ("ruff", "format", "--check", "."),
     ("ruff", "check", "."),
     ("mypy",),
-    ("importlinter.cli",),
+    ("importlinter",),
 )
 
 
@@ -42,9 +44,9 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if verb == "serve":
-        return run(str(ROOT / "app.py"), *rest)
+        become(str(ROOT / "app.py"), *rest)
     if verb == "test":
-        return run("-m", "pytest", *rest)
+        become("-m", "pytest", *rest)
     if verb == "check":
         return max(check(*command) for command in CHECKS)
     return 0
@@ -81,7 +83,8 @@ def install(requirements: str) -> None:
         raise SetupError(
             f"pip could not install {requirements} (its words are above). Check the network and try again."
         )
-    STAMP.write_text("\n".join({*done, wanted}) + "\n")
+    current = {fingerprint(name) for name in REQUIREMENTS}  # what was installed for older texts counts no more
+    STAMP.write_text("\n".join({wanted, *current.intersection(done)}) + "\n")
     print(f"Installed in {time.monotonic() - began:.0f} s.", file=sys.stderr)
 
 
@@ -115,22 +118,19 @@ def works(pip: list[str]) -> bool:
     return subprocess.run([*pip, "--version"], check=False, capture_output=True).returncode == 0
 
 
-def run(*arguments: str) -> int:
-    """Run the environment's Python in the project's folder; Ctrl-C goes to it."""
-    process = subprocess.Popen([str(PYTHON), *arguments], cwd=ROOT)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
+def become(*arguments: str) -> NoReturn:
+    """Turn this process into the environment's Python, in the project's folder: signals reach it directly."""
+    os.chdir(ROOT)
+    os.execv(PYTHON, [str(PYTHON), *arguments])  # noqa: S606 - no shell is wanted
 
 
 def check(module: str, *arguments: str) -> int:
     """One linter, named before it speaks."""
     print(f"== {module} {' '.join(arguments)}", flush=True)
-    if module == "importlinter.cli":
-        return run("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
-    return run("-m", module, *arguments)
+    command = ["-m", module, *arguments]
+    if module == "importlinter":  # it has no __main__
+        command = ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    return subprocess.run([str(PYTHON), *command], cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

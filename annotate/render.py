@@ -11,10 +11,11 @@ import html
 import re
 from collections.abc import Sequence
 from typing import Any
+from xml.etree.ElementTree import tostring
 
 import nh3
 from latex2mathml import exceptions as latex_exceptions
-from latex2mathml.converter import convert
+from latex2mathml.converter import convert_to_element
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_block.table import escapedSplit
@@ -171,9 +172,17 @@ def _formula(latex: str, options: dict[str, Any]) -> str:
     if len(latex) > MAX_FORMULA_CHARS:
         return f"<code>{source}</code>"
     try:
-        return f'<span title="{source}">{convert(latex, display=display)}</span>'
+        return f'<span title="{source}">{_mathml(latex, display=display)}</span>'
     except _LATEX_ERRORS:
         return f"<code>{source}</code>"
+
+
+def _mathml(latex: str, *, display: str) -> str:
+    """MathML whose texts are escaped: the library's own writer unescapes them, and `<a>` in a formula became a link."""
+    tree = convert_to_element(latex, display=display)
+    for node in tree.iter():
+        node.text = html.unescape(node.text) if node.text else node.text
+    return tostring(tree, encoding="unicode")
 
 
 def _bracket_math_inline(state: StateInline, silent: bool) -> bool:

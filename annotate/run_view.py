@@ -64,11 +64,6 @@ def run_address(run: jobs.RunInfo) -> str:
     return f"/models?run={quote(run.name)}"
 
 
-def has_begun(run: jobs.RunInfo) -> bool:
-    """Whether it got past reading its data and model: only then is there something to continue."""
-    return (run.path / "config.json").exists()
-
-
 def accuracy_of(run: jobs.RunInfo) -> float | None:
     """Pair accuracy on held-out prompts; None while or where there is none."""
     found = (run.evaluation or {}).get("eval") or {}

@@ -48,6 +48,7 @@ def _task(task: Task) -> dict[str, Any]:
         "status": task.status,
         "messages": [{"role": m.role, "html": render_markdown(m.content)} for m in task.prompt],
         "cards": [render_markdown(text) for text in task.responses],
+        "answer": task.answer,
         "draft": task.draft,
         "comment": task.comment,
     }

@@ -17,7 +17,7 @@ from annotate.access import admin, admin_of, chosen_project, projects_of, signed
 from annotate.exports import export_for
 from annotate.material import Material, material_of
 from annotate.people import People
-from annotate.run_view import STAGES, fingerprint, has_begun, run_address, run_view
+from annotate.run_view import STAGES, fingerprint, run_address, run_view
 from data.entities import Project
 from data.errors import BadInput, Conflict, NotFound, UserError
 from data.exporting import DEFAULT_EVAL_FRACTION
@@ -141,6 +141,9 @@ class TrainDesk:
         if busy:
             raise Conflict(f"'{busy}' is still running; one run at a time. Wait for it or stop it.")
         _check_material(self._count(project, eval_fraction), project)
+        jobs.check(
+            stage, {**settings, "data": self._workspace}, workspace=self._workspace
+        )  # before anything is written
         made = export_for(self._store, project, workspace=self._workspace, formats=["trl"], eval_fraction=eval_fraction)
         return jobs.start(stage, {**settings, "data": made.path}, workspace=self._workspace)
 
@@ -161,7 +164,7 @@ class TrainDesk:
             run_view(run) + (_to_models(run) if run.has_adapter and not running else ""),
             jobs.log_tail(run.path),
             gr.update(visible=running),
-            gr.update(visible=run.status.state in ("stopped", "failed") and has_begun(run)),
+            gr.update(visible=run.can_resume),
             gr.update() if running else gr.update(visible=False),  # a tick must not close the question
             gr.update(interactive=not running),
             _timer(running),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from data.decisions import rank_rows, stored_ranking
 from data.entities import Added, Annotator
 from data.errors import BadInput
-from data.notation import Ranking
 from data.records import AnnotatorRanking, PromptRecord, SetAside
 from data.schema import AnyRow, annotator, assignment, prompt, rank, ranking, response
 from data.shown_order import new_seed
@@ -54,6 +54,7 @@ class _Adding:
         self.project_id = project_id
         self.at = at
         self.annotator_ids: dict[str, int] = {}
+        self.seeds: dict[tuple[int, int], int] = {}
         self.prompts = self.already_there = self.rankings = self.rankings_already_there = 0
 
     def add(self, chunk: Sequence[PromptRecord]) -> None:
@@ -143,15 +144,20 @@ class _Adding:
         self.rankings += sum(isinstance(decision, AnnotatorRanking) for _, decision in rows)
 
     def _add_missing_decisions(self, record: PromptRecord, prompt_id: int) -> None:
-        """A prompt that was there already: take rankings by people who have none, refuse those that differ."""
+        """A prompt that was there already: take decisions of people who have none, refuse those that differ."""
         missing: list[Decision] = []
         for decision in _decisions(record):
-            stored = self._stored(prompt_id, self._annotator_id(decision.annotator))
+            annotator_id = self._annotator_id(decision.annotator)
+            stored = self._stored(prompt_id, annotator_id)
             if stored is None:
                 missing.append(decision)
-            elif isinstance(decision, AnnotatorRanking):
+            elif stored.state == "open":
+                # On the person's screen, undecided: the import decides it, after whatever was taken back before.
+                missing.append(replace(decision, revision=max(decision.revision, stored.revision + 1)))
+                self._close(prompt_id, annotator_id, seed=stored.seed)
+            else:
                 self._refuse_difference(record, decision, stored)
-                self.rankings_already_there += 1
+                self.rankings_already_there += isinstance(decision, AnnotatorRanking)
         if missing:
             rest = PromptRecord(
                 id=record.id,
@@ -165,7 +171,7 @@ class _Adding:
     def _stored(self, prompt_id: int, annotator_id: int) -> AnyRow | None:
         """The annotator's current decision, or the mere fact that the prompt is open on their screen."""
         query = (
-            select(assignment.c.state, ranking.c.id, ranking.c.bar)
+            select(assignment.c.state, assignment.c.revision, assignment.c.seed, ranking.c.id, ranking.c.bar)
             .outerjoin(
                 ranking,
                 (ranking.c.prompt_id == assignment.c.prompt_id)
@@ -176,42 +182,41 @@ class _Adding:
         )
         return self.connection.execute(query).one_or_none()
 
-    def _refuse_difference(self, record: PromptRecord, decision: AnnotatorRanking, stored: AnyRow) -> None:
-        judged: Ranking | None = stored_ranking(self.connection, stored) if stored.state == "ranked" else None
-        if judged != decision.ranking:
-            here = f"'{judged}'" if judged else f"'{stored.state}'"
+    def _close(self, prompt_id: int, annotator_id: int, *, seed: int) -> None:
+        """Make room for the assignment that comes with the decision; it keeps the order that is on the screen."""
+        self.seeds[prompt_id, annotator_id] = seed
+        key = (assignment.c.prompt_id == prompt_id) & (assignment.c.annotator_id == annotator_id)
+        self.connection.execute(delete(assignment).where(key))
+
+    def _refuse_difference(self, record: PromptRecord, decision: Decision, stored: AnyRow) -> None:
+        here = str(stored_ranking(self.connection, stored)) if stored.state == "ranked" else stored.state
+        said = str(decision.ranking) if isinstance(decision, AnnotatorRanking) else decision.status
+        if here != said:
             raise BadInput(
-                f"prompt '{record.id}': '{decision.annotator}' has {here} here and '{decision.ranking}' in the import; "
-                "an import never overwrites a judgement. Change it on the ranking page, or rename the annotator."
+                f"prompt '{record.id}': '{decision.annotator}' has '{here}' here and '{said}' in the import; an import "
+                "never overwrites a judgement. Change it on the ranking page, or rename the annotator."
             )
 
     def _decision_values(self, prompt_id: int, decision: Decision) -> dict[str, Any]:
         values = {
             "prompt_id": prompt_id,
             "annotator_id": self._annotator_id(decision.annotator),
+            "revision": decision.revision,
+            "seconds": decision.seconds,
+            "comment": decision.comment,
             "source": "import",
             "created_at": decision.created_at or self.at,
         }
         if isinstance(decision, SetAside):
-            said = {"status": decision.status, "reason": decision.reason, "revision": 1}
-            return values | said | {"bar": None, "seconds": None, "comment": ""}
-        said = {"status": "ranked", "reason": "", "revision": decision.revision}
-        return (
-            values
-            | said
-            | {
-                "bar": decision.ranking.bar,
-                "seconds": decision.seconds,
-                "comment": decision.comment,
-            }
-        )
+            return {**values, "status": decision.status, "reason": decision.reason, "bar": None}
+        return {**values, "status": "ranked", "reason": "", "bar": decision.ranking.bar}
 
     def _assignment_values(self, decision: dict[str, Any]) -> dict[str, Any]:
         return {
             "project_id": self.project_id,
             "prompt_id": decision["prompt_id"],
             "annotator_id": decision["annotator_id"],
-            "seed": new_seed(),
+            "seed": self.seeds.pop((decision["prompt_id"], decision["annotator_id"]), None) or new_seed(),
             "state": decision["status"],
             "revision": decision["revision"],
         }

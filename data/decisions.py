@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert, select, update
 from data.entities import Receipt, Submission
 from data.errors import BadInput, Conflict, NotFound
 from data.notation import Ranking, format_ranking, parse_ranking
-from data.records import check_text
+from data.records import MAX_RESPONSES, check_text
 from data.schema import AnyRow, assignment, rank, ranking, response
 from data.shown_order import shown_labels, shown_order
 
@@ -51,9 +51,14 @@ def replay(connection: Connection, annotator_id: int, submission: Submission) ->
     row = _by_key(connection, submission.key)
     if row is None:
         return None
-    if (row.annotator_id, row.prompt_id, row.status) != (annotator_id, submission.prompt_id, submission.status):
+    stored = _shown_notation(connection, row)
+    sent = format_ranking(parse_ranking(submission.ranking, MAX_RESPONSES)) if submission.ranking else ""
+    if (row.annotator_id, row.prompt_id, row.status, stored, row.comment, row.reason) != (
+        *(annotator_id, submission.prompt_id, submission.status, sent),
+        *(submission.comment, submission.reason.strip()),
+    ):
         raise Conflict("key: this client key was used for another decision. Reload the page and submit again.")
-    return Receipt(row.id, row.prompt_id, row.revision, row.status, _shown_notation(connection, row), replayed=True)
+    return Receipt(row.id, row.prompt_id, row.revision, row.status, stored, replayed=True)
 
 
 def store(connection: Connection, annotator_id: int, submission: Submission, *, at: datetime) -> Receipt:
@@ -117,53 +122,73 @@ def rank_rows(
     ]
 
 
-def withdrawn_by_key(connection: Connection, annotator_id: int, key: str) -> int | None:
+def undone_by_key(connection: Connection, annotator_id: int, key: str) -> int | None:
     """The prompt that an earlier undo with this key reopened."""
     row = _by_key(connection, key)
     if row is None:
         return None
-    if (row.annotator_id, row.status) != (annotator_id, "withdrawn"):
+    if (row.annotator_id, row.source) != (annotator_id, "undo"):
         raise Conflict("key: this client key was used for another decision. Reload the page and try again.")
     return int(row.prompt_id)
 
 
-def withdraw_latest(
-    connection: Connection, project_id: int, annotator_id: int, *, key: str, at: datetime
-) -> int | None:
-    """Take back the newest decision made in the page; its ranking becomes the draft of the reopened task."""
+def undo_latest(connection: Connection, project_id: int, annotator_id: int, *, key: str, at: datetime) -> int | None:
+    """Take back the newest decision made in the page.
+
+    A first decision is withdrawn and becomes the draft of the reopened task. A changed one gives way to the decision
+    before it, which counts again as a revision of its own.
+    """
+    latest = _latest_in_page(connection, project_id, annotator_id)
+    if latest is None:
+        return None
+    mine = _assignment(connection, latest.prompt_id, annotator_id)
+    before = _revision(connection, mine, latest.revision - 1)
+    stands = before is not None and before.status != "withdrawn"
+    kept = {name: getattr(before, name) for name in ("status", "seconds", "comment", "reason")} if stands else {}
+    values = {
+        "status": "withdrawn",
+        **kept,
+        "prompt_id": latest.prompt_id,
+        "annotator_id": annotator_id,
+        "revision": mine.revision + 1,
+        "source": "undo",
+        "client_key": key,
+        "created_at": at,
+    }
+    judged = stored_ranking(connection, before) if before is not None and before.status == "ranked" else None
+    append(connection, values=values, judged=judged, order=_order(connection, mine) if judged else ())
+    state = {"state": values["status"], "draft": "", "comment": ""}
+    if not stands:
+        state = {"state": "open", "draft": _shown_notation(connection, latest), "comment": latest.comment}
+    _set(connection, mine, {**state, "revision": mine.revision + 1})
+    return int(latest.prompt_id)
+
+
+def _latest_in_page(connection: Connection, project_id: int, annotator_id: int) -> AnyRow | None:
+    """The annotator's newest decision that counts and was made in the page."""
     is_current = (
         (assignment.c.prompt_id == ranking.c.prompt_id)
         & (assignment.c.annotator_id == ranking.c.annotator_id)
         & (assignment.c.revision == ranking.c.revision)
     )
-    latest = connection.execute(
+    query = (
         select(ranking)
         .join(assignment, is_current)
         .where(assignment.c.project_id == project_id, assignment.c.annotator_id == annotator_id)
-        .where(ranking.c.status != "withdrawn", ranking.c.source == "page")
+        .where(ranking.c.source == "page")
         .order_by(ranking.c.id.desc())
         .limit(1)
-    ).one_or_none()
-    if latest is None:
-        return None
-    mine = _assignment(connection, latest.prompt_id, annotator_id)
-    values = {
-        "prompt_id": latest.prompt_id,
-        "annotator_id": annotator_id,
-        "revision": mine.revision + 1,
-        "status": "withdrawn",
-        "source": "page",
-        "client_key": key,
-        "created_at": at,
-    }
-    append(connection, values=values, judged=None, order=())
-    draft = _shown_notation(connection, latest)
-    _set(
-        connection,
-        mine,
-        {"state": "open", "revision": mine.revision + 1, "draft": draft, "comment": latest.comment},
     )
-    return int(latest.prompt_id)
+    return connection.execute(query).one_or_none()
+
+
+def _revision(connection: Connection, mine: AnyRow, revision: int) -> AnyRow | None:
+    query = select(ranking).where(
+        ranking.c.prompt_id == mine.prompt_id,
+        ranking.c.annotator_id == mine.annotator_id,
+        ranking.c.revision == revision,
+    )
+    return connection.execute(query).one_or_none()
 
 
 def stored_ranking(connection: Connection, row: AnyRow) -> Ranking:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from data.errors import BadInput, UserError
 
@@ -39,7 +39,7 @@ def open_engines(workspace: Path, url: str | None) -> Engines:
     engines = _sqlite(address) if address.get_backend_name() == "sqlite" else _postgresql(address)
     try:
         _migrate(engines.write)
-    except OperationalError as error:
+    except DatabaseError as error:
         engines.dispose()
         shown = address.render_as_string(hide_password=True)
         reason = str(error.orig).strip().splitlines()[0]
@@ -55,7 +55,11 @@ def open_engines(workspace: Path, url: str | None) -> Engines:
 def database_address(workspace: Path, url: str | None) -> URL:
     """The address to open; `postgres://` and `postgresql://` mean the psycopg driver. Raises BadInput."""
     if not url:
-        workspace.mkdir(parents=True, exist_ok=True)
+        try:
+            workspace.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise BadInput(f"--workspace {workspace}: {reason}; it must be a folder. Choose another one.") from error
         return URL.create("sqlite", database=str(workspace / "rankwise.db"))
     try:
         address = make_url(url)

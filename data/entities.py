@@ -32,6 +32,7 @@ class Task:
     `responses`: texts in shown order; label A1 is `responses[0]`.
     `revision`: this annotator's latest revision of this prompt, 0 = none yet; a submit names it.
     `status`: open, ranked, skipped or flagged.
+    `answer`: the stored ranking of a prompt that is reopened, "" where there is none.
     `draft`: notation in shown labels; unfinished work, or the current ranking of a prompt that is reopened.
     """
 
@@ -42,6 +43,7 @@ class Task:
     responses: tuple[str, ...]
     revision: int
     status: str
+    answer: str
     draft: str
     comment: str
 

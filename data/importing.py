@@ -24,7 +24,7 @@ from data.formats.oasst import read_oasst
 from data.formats.seen import Decision, SeenRows, decisions_of
 from data.formats.table import read_table
 from data.import_report import ImportReport
-from data.records import AnnotatorRanking, PromptRecord, SetAside
+from data.records import AnnotatorRanking, PromptRecord, SetAside, check_name
 from data.tally import Tally
 
 _READERS = {"native": read_native, "csv": read_table, "oasst": read_oasst}
@@ -35,7 +35,7 @@ class ImportTarget(Protocol):
     """What an import asks of a `Store`. Named here so that reading a file loads no database library."""
 
     def project(self, name: str) -> Project: ...
-    def create_project(self, name: str) -> Project: ...
+    def create_project_with(self, name: str, records: Iterable[PromptRecord]) -> Added: ...
     def records(self, project_id: int) -> Iterator[PromptRecord]: ...
     def add_prompts(self, project_id: int, records: Iterable[PromptRecord]) -> Added: ...
 
@@ -192,6 +192,7 @@ def _import(
     create: bool,
     progress: bool,
 ) -> ImportReport:
+    project_name = check_name(project_name, "project")
     project = _find_project(store, project_name, create=create)
     inputs = _inputs(sources, format, 2)
     with SeenRows() as seen:
@@ -208,7 +209,7 @@ def _import(
             disable=None if progress else True,
         )
         try:
-            added = store.add_prompts((project or store.create_project(project_name)).id, rows)
+            added = store.add_prompts(project.id, rows) if project else store.create_project_with(project_name, rows)
         except BadInput:
             if project:
                 _compare(store, project, seen)  # says the same with file and line
@@ -249,15 +250,13 @@ def _compare(store: ImportTarget, project: Project, seen: SeenRows) -> _There:
             )
         there = decisions_of(record)
         for name in row.said.keys() & there.keys():
-            if row.said[name] in ("skipped", "flagged"):
-                continue
             if row.said[name] != there[name]:
                 raise BadInput(
                     f"{row.where}: '{name}' has '{row.said[name]}' here and '{there[name]}' in project "
                     f"'{project.name}'; an import never overwrites a person's judgement. Change it on the ranking "
                     "page, or rename the annotator."
                 )
-            rankings += 1
+            rankings += row.said[name] not in ("skipped", "flagged")
     return _There(prompts, rankings)
 
 

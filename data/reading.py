@@ -64,9 +64,7 @@ def task(connection: Connection, prompt_id: int, annotator_id: int) -> Task:
     ).one()
     texts = dict(_number_and_text(connection, prompt_id))
     order = shown_order(row.seed, len(texts))
-    draft, comment = row.draft, row.comment
-    if row.state == "ranked" and not draft:
-        draft, comment = _current_ranking(connection, row, order)
+    answer, said = _current_ranking(connection, row, order) if row.state == "ranked" else ("", "")
     return Task(
         project_id=row.project_id,
         prompt_id=prompt_id,
@@ -75,8 +73,9 @@ def task(connection: Connection, prompt_id: int, annotator_id: int) -> Task:
         responses=tuple(texts[number] for number in order),
         revision=row.revision,
         status=row.state,
-        draft=draft,
-        comment=comment,
+        answer=answer,
+        draft=row.draft or answer,
+        comment=row.comment or said,
     )
 
 
@@ -164,7 +163,9 @@ def _record(
         rankings=tuple(_annotator_ranking(d, ranks[d.id]) for d in decided if d.status == "ranked"),
         metadata=row.metadata,
         set_aside=tuple(
-            SetAside(d.name, d.status, d.reason, d.created_at) for d in decided if d.status in ("skipped", "flagged")
+            SetAside(d.name, d.status, d.reason, d.seconds, d.comment, d.revision, d.created_at)
+            for d in decided
+            if d.status in ("skipped", "flagged")
         ),
     )
 

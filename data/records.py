@@ -65,6 +65,9 @@ class SetAside:
     annotator: str
     status: str
     reason: str = ""
+    seconds: float | None = None
+    comment: str = ""
+    revision: int = 1
     created_at: datetime | None = None
 
 
@@ -140,12 +143,7 @@ def write_record(record: PromptRecord) -> dict[str, Any]:
         "rankings": [_write_ranking(r) for r in record.rankings],
     }
     if record.set_aside:
-        row["set_aside"] = [
-            _drop_none(
-                {"annotator": s.annotator, "status": s.status, "reason": s.reason, "created_at": _iso(s.created_at)}
-            )
-            for s in record.set_aside
-        ]
+        row["set_aside"] = [_write_set_aside(s) for s in record.set_aside]
     if record.metadata:
         row["metadata"] = dict(record.metadata)
     if record.split:
@@ -167,6 +165,14 @@ def check_text(value: str, what: str, *, where: str, limit: int = MAX_TEXT_CHARS
     if len(value) > limit:
         raise BadInput(f"{where}: {what} has {len(value):,} characters; at most {limit:,} are allowed. Shorten it.")
     return value
+
+
+def check_name(name: str, what: str) -> str:
+    """The name of a project or a person, without spaces around it. Raises BadInput."""
+    name = check_text(name.strip(), "the name", where=what, limit=MAX_NAME_CHARS)
+    if not name or any(ord(c) < 32 or ord(c) == 127 for c in name):
+        raise BadInput(f"{what}: the name is empty or holds a control character. Choose a plain name.")
+    return name
 
 
 def _message(value: object, *, where: str) -> Message:
@@ -257,6 +263,20 @@ def _write_ranking(entry: AnnotatorRanking) -> dict[str, Any]:
     )
 
 
+def _write_set_aside(entry: SetAside) -> dict[str, Any]:
+    return _drop_none(
+        {
+            "annotator": entry.annotator,
+            "status": entry.status,
+            "reason": entry.reason or None,
+            "seconds": entry.seconds,
+            "comment": entry.comment or None,
+            "revision": entry.revision,
+            "created_at": _iso(entry.created_at),
+        }
+    )
+
+
 def _set_aside(value: object, *, where: str) -> SetAside:
     if not isinstance(value, dict) or value.get("status") not in ("skipped", "flagged"):
         raise BadInput(f"{where}: 'set_aside' entries have a status 'skipped' or 'flagged'. Correct or delete it.")
@@ -264,6 +284,9 @@ def _set_aside(value: object, *, where: str) -> SetAside:
         annotator=_name(value.get("annotator"), "annotator", where=where) or "imported",
         status=value["status"],
         reason=_text(value.get("reason") or "", "the reason", where=where),
+        seconds=_seconds(value.get("seconds"), where=where),
+        comment=_text(value.get("comment") or "", "the comment", where=where),
+        revision=_revision(value.get("revision"), where=where),
         created_at=_time(value.get("created_at"), where=where),
     )
 

@@ -46,7 +46,7 @@ AnyRow = Row[*tuple[Any, ...]]
 MEMBER_ROLES = ("annotator", "reviewer", "admin")
 DECISIONS = ("ranked", "skipped", "flagged", "withdrawn")
 STATES = ("open", "ranked", "skipped", "flagged")
-SOURCES = ("page", "import")
+SOURCES = ("page", "import", "undo")
 
 
 class UtcTime(TypeDecorator[datetime]):

@@ -5,7 +5,6 @@ A write that returned is on disk. Rankings are append-only: an edit or an undo a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -28,7 +27,7 @@ from data.entities import (
     Task,
 )
 from data.errors import BadInput, Conflict, NotFound
-from data.records import MAX_NAME_CHARS, PromptRecord, check_text
+from data.records import PromptRecord, check_name, check_text
 from data.schema import MEMBER_ROLES, AnyRow, assignment, audit, membership, project, prompt
 from data.shown_order import new_seed
 
@@ -58,15 +57,17 @@ class Store:
 
     def create_project(self, name: str, *, guidelines: str = "") -> Project:
         """A new, empty project. Raises Conflict where the name is taken."""
-        name = _checked_name(name, "project")
+        name = check_name(name, "project")
         check_text(guidelines, "the text", where=f"guidelines of '{name}'")
         with self._write() as connection:
-            if _project_row(connection, name):
-                raise Conflict(f"project '{name}' exists already. Choose another name.")
-            values = {"name": name, "guidelines": guidelines, "created_at": self._clock()}
-            project_id = connection.execute(insert(project).values(values).returning(project.c.id)).scalar_one()
-            self._audit(connection, "project.create", project_id=project_id, detail={"name": name})
-        return Project(project_id, name, guidelines)
+            return self._create_project(connection, name, guidelines)
+
+    def create_project_with(self, name: str, records: Iterable[PromptRecord], *, guidelines: str = "") -> Added:
+        """A new project with its prompts, all or nothing. Raises Conflict and BadInput."""
+        name = check_name(name, "project")
+        with self._write() as connection:
+            made = self._create_project(connection, name, guidelines)
+            return self._add_prompts(connection, made.id, records)
 
     def project(self, name: str) -> Project:
         """The project of that name. Raises NotFound, naming those that exist."""
@@ -96,7 +97,7 @@ class Store:
 
     def ensure_annotator(self, name: str) -> Annotator:
         """The annotator of that name, made on first sight."""
-        name = _checked_name(name, "annotator")
+        name = check_name(name, "annotator")
         with self._write() as connection:
             return adding.ensure_annotator(connection, name, at=self._clock())
 
@@ -136,9 +137,7 @@ class Store:
         stands for other content, or where an annotator's stored ranking differs.
         """
         with self._write() as connection:
-            added = adding.add_prompts(connection, project_id, records, at=self._clock())
-            self._audit(connection, "prompts.add", project_id=project_id, detail=vars(added))
-        return added
+            return self._add_prompts(connection, project_id, records)
 
     def records(self, project_id: int) -> Iterator[PromptRecord]:
         """Every prompt with its responses and current rankings, from one snapshot, in the order they came."""
@@ -192,19 +191,20 @@ class Store:
         return receipt
 
     def undo(self, project_id: int, annotator_id: int, *, key: str) -> Task | None:
-        """Withdraw the latest decision (a new revision says so) and reopen its task, the draft filled in.
+        """Take back the latest decision by a new revision and show its task again.
 
-        None when there is nothing to undo. The same key again withdraws nothing more.
+        A first decision is withdrawn, its ranking kept as the draft; a changed one gives way to the one before it.
+        None when there is nothing to undo. The same key again undoes nothing more.
         """
         decisions.check_key(key)
         with self._write() as connection:
-            prompt_id = decisions.withdrawn_by_key(connection, annotator_id, key)
+            prompt_id = decisions.undone_by_key(connection, annotator_id, key)
             if prompt_id is None:
-                prompt_id = decisions.withdraw_latest(connection, project_id, annotator_id, key=key, at=self._clock())
+                prompt_id = decisions.undo_latest(connection, project_id, annotator_id, key=key, at=self._clock())
                 if prompt_id is None:
                     return None
                 detail = {"prompt": prompt_id}
-                self._audit(connection, "ranking.withdrawn", by=annotator_id, project_id=project_id, detail=detail)
+                self._audit(connection, "ranking.undone", by=annotator_id, project_id=project_id, detail=detail)
             return reading.task(connection, prompt_id, annotator_id)
 
     def save_draft(self, annotator_id: int, prompt_id: int, *, draft: str, comment: str) -> None:
@@ -215,7 +215,7 @@ class Store:
         with self._write() as connection:
             result = connection.execute(update(assignment).where(key).values(draft=draft, comment=comment))
             if result.rowcount != 1:
-                raise NotFound(f"prompt {prompt_id} is not open here. Reload the page.")
+                raise NotFound(f"prompt {prompt_id} was never shown to you. Reload the page.")
 
     def history(self, project_id: int, annotator_id: int, *, limit: int = 50) -> list[HistoryEntry]:
         """This annotator's decisions, newest first."""
@@ -228,6 +228,19 @@ class Store:
             return reading.progress(connection, project_id, annotator_id)
 
     # Inside
+
+    def _create_project(self, connection: Connection, name: str, guidelines: str) -> Project:
+        if _project_row(connection, name):
+            raise Conflict(f"project '{name}' exists already. Choose another name.")
+        values = {"name": name, "guidelines": guidelines, "created_at": self._clock()}
+        project_id = connection.execute(insert(project).values(values).returning(project.c.id)).scalar_one()
+        self._audit(connection, "project.create", project_id=project_id, detail={"name": name})
+        return Project(project_id, name, guidelines)
+
+    def _add_prompts(self, connection: Connection, project_id: int, records: Iterable[PromptRecord]) -> Added:
+        added = adding.add_prompts(connection, project_id, records, at=self._clock())
+        self._audit(connection, "prompts.add", project_id=project_id, detail=vars(added))
+        return added
 
     def _write(self) -> AbstractContextManager[Connection]:
         return self._engines.write.begin()
@@ -256,10 +269,3 @@ def _assign(connection: Connection, project_id: int, prompt_id: int, annotator_i
     """Show a prompt to an annotator for the first time: from now on in this order."""
     values = {"project_id": project_id, "prompt_id": prompt_id, "annotator_id": annotator_id}
     connection.execute(insert(assignment).values(**values, seed=new_seed(), state="open"))
-
-
-def _checked_name(name: str, what: str) -> str:
-    name = check_text(name.strip(), "the name", where=what, limit=MAX_NAME_CHARS)
-    if not name or re.search(r"[\x00-\x1f\x7f]", name):
-        raise BadInput(f"{what}: the name is empty or holds a control character. Choose a plain name.")
-    return name

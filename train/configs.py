@@ -99,7 +99,7 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "tokens_per_forward")
-        _at_least(self, 0, "max_length")
+        _at_least(self, 8 if self.max_length else 0, "max_length")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "tokens_per_forward")
-        _at_least(self, 0, "max_length")
+        _at_least(self, 8 if self.max_length else 0, "max_length")
         _share(self, "eval_fraction")
 
 

@@ -39,12 +39,12 @@ class Interrupt:
 
     def release(self) -> None:
         """A safe point. Raises Stopped if a signal came meanwhile."""
-        self._held = False
+        self._held = bool(self._asked)  # a second signal must not break the clean-up
         if self._asked:
             raise Stopped(self._asked)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked = number
         if not self._held:
-            self._held = True  # a second signal must not break the clean-up
+            self._held = True  # as in `release`
             raise Stopped(number)

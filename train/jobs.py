@@ -31,6 +31,7 @@ from train.files import write_json
 from train.run import (
     REQUEST,
     Status,
+    checkpoint_step,
     observed_status,
     read_config,
     read_evaluation,
@@ -54,6 +55,8 @@ class RunInfo:
     config: Mapping[str, Any]
     evaluation: Mapping[str, Any] | None
     has_adapter: bool
+    can_resume: bool
+    """It ended before its end, and there is a checkpoint to continue from."""
 
 
 def start(stage: str, args: Mapping[str, Any], *, workspace: Path, name: str = "") -> RunInfo:
@@ -61,7 +64,7 @@ def start(stage: str, args: Mapping[str, Any], *, workspace: Path, name: str = "
 
     Raises BadInput for impossible values and Conflict while another job of this workspace is at work.
     """
-    config = _check(stage, args, workspace=workspace)
+    config = check(stage, args, workspace=workspace)
     runs = workspace / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     with _only_job(runs) as lock:
@@ -77,6 +80,8 @@ def resume(path: Path, *, workspace: Path) -> RunInfo:
     status = observed_status(path)
     if status.state == "running":
         raise Conflict(f"{path.name} is running already.")
+    if not checkpoint_step(path):
+        raise NotFound(f"{path.name} has no checkpoint to continue from. Start a new run.")
     with _only_job(workspace / "runs") as lock:
         _launch([status.stage, "--resume", str(path.resolve())], path, status=status, lock=lock)
     return read_run(path)
@@ -90,13 +95,15 @@ def list_runs(workspace: Path) -> list[RunInfo]:
 
 def read_run(path: Path) -> RunInfo:
     """One run, its state checked against the living processes. Raises NotFound."""
+    status = observed_status(path)
     return RunInfo(
         name=path.name,
         path=path,
-        status=observed_status(path),
+        status=status,
         config=read_config(path),
         evaluation=read_evaluation(path),
         has_adapter=(path / "adapter" / "adapter_config.json").exists(),
+        can_resume=status.state in ("stopped", "failed") and checkpoint_step(path) > 0,
     )
 
 
@@ -169,7 +176,7 @@ def score_job(
     raise UserError(_last_error(done.stderr) or f"scoring failed (exit {done.returncode}): {done.stderr[-300:]}")
 
 
-def _check(stage: str, args: Mapping[str, Any], *, workspace: Path) -> dict[str, Any]:
+def check(stage: str, args: Mapping[str, Any], *, workspace: Path) -> dict[str, Any]:
     """The stage's whole config, defaults filled in; its own rules are applied here already."""
     if stage not in STAGES or "output" not in STAGES[stage].config.__dataclass_fields__:
         raise BadInput(f"'{stage}' is no training stage.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -151,6 +152,9 @@ def load_reward_model(source: ModelSource, *, dtype: torch.dtype) -> nn.Module:
         return _load_classifier(source, dtype=dtype).eval()  # type: ignore[no-any-return]
     if source.stage not in ("", "rm"):
         raise BadInput(f"--model {source.name}: a run of '{source.stage}' gives no rewards. Give a run of 'rm'.")
+    written = json.loads((source.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if written.get("task_type") != TaskType.SEQ_CLS.value:
+        raise BadInput(f"--model {source.name}: its adapter is no reward model. Give a run of `python -m train rm`.")
     base = _load_classifier(source, dtype=dtype)
     with known_warnings():
         return PeftModel.from_pretrained(base, source.adapter).eval()

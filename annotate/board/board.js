@@ -114,7 +114,7 @@ function speak(sentence) {
 // Changing the ranking
 
 function change(places, { typing = false } = {}) {
-  if (!state.task) return;
+  if (!state.task || state.busy) return;
   if (!(typing && state.typing)) state.past.push(state.places);
   Object.assign(state, { places, typing, tieNext: false });
   complain('');
@@ -221,9 +221,9 @@ function decide(judgement) {
     const decision = { project: state.project.id, prompt, revision, comment: state.comment, ...judgement };
     const seconds = Math.round((performance.now() - state.shownAt) / 100) / 10;
     try {
+      const left = unrankedOf(state.places, responseCount());
       const answer = await askServer('submit', { ...decision, key: attempts.keyFor(decision), seconds });
       attempts.answered();
-      const left = unrankedOf(state.places, responseCount());
       show(answer);
       notify(receiptText(answer.receipt, left));
     } catch (error) {

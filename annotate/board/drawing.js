@@ -28,7 +28,7 @@ function drawTask() {
   const reopened = state.task && state.task.status !== 'open';
   part('.reopened').hidden = !reopened;
   if (!state.task) return;
-  if (reopened) part('.reopened span').textContent = say('reopened', { answer: state.task.draft || statusWord(state.task.status) });
+  if (reopened) part('.reopened span').textContent = say('reopened', { answer: state.task.answer || statusWord(state.task.status) });
   part('.conversation').scrollTop = part('.conversation').scrollHeight;
   const position = state.progress.total - state.progress.left + (reopened ? 0 : 1);
   speak(say('live', { position, total: state.progress.total, count: responseCount() }));

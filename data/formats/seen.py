@@ -48,13 +48,9 @@ class SeenRows:
     def note(self, record: PromptRecord, *, where: str) -> tuple[Decision, ...] | None:
         """None for the first row with this id, else the decisions that this row adds to it (another annotator's).
 
-        Raises BadInput where the id stands for other content, a person decides twice, or a given id adds nothing.
+        Raises BadInput where the id stands for other content, or a given id adds nothing.
         """
         content, said = record.content_hash, decisions_of(record)
-        people = [r.annotator for r in record.rankings] + [s.annotator for s in record.set_aside]
-        for name in people:
-            if people.count(name) > 1:
-                raise BadInput(f"{where}: two decisions by '{name}'; a person decides on a prompt once. Keep one.")
         values = (record.id, where, content, json.dumps(said), bool(record.rankings))
         if self._rows.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?)", values).rowcount:
             return None

@@ -54,6 +54,12 @@ def make_run(workspace: Path, name: str, *, state: str = "done", steps: int = 5,
     return path
 
 
+def add_checkpoint(path: Path, step: int = 5) -> None:
+    """What a checkpoint is known by."""
+    (path / f"checkpoint-{step}").mkdir()
+    write(path / f"checkpoint-{step}" / "trainer_state.json", {"global_step": step})
+
+
 def add_rows(path: Path, count: int, *, first: int = 1) -> None:
     """Rows of `metrics.jsonl`."""
     with (path / "metrics.jsonl").open("a") as file:

@@ -38,6 +38,9 @@ HOSTILE = [
     "$<img src=x onerror=alert(1)>$",
     "\\(\\text{<script>alert(1)</script>}\\)",
     "$$\\unicode{<svg onload=alert(1)>}$$",
+    r"$\text{</math><a/href='https://evil.example'>Reload to continue</a>}$",
+    r'$\text{<div/class="ghost">over everything</div>}$',
+    r"$\text{&lt;a href=https://evil.example&gt;}$",
     '<a title="</title><script>alert(1)</script>">',
     "[x](http://a.example \"' onmouseover='alert(1)\")",
     "| <script>alert(1)</script> |\n|---|\n| <img src=x onerror=1> |",
@@ -55,6 +58,7 @@ def test_hostile_text_becomes_harmless_html(payload: str) -> None:
     assert all(SAFE_TAGS.match(tag) for tag in tags), rendered
     attributes = " ".join(re.sub(r'"[^"]*"', '""', tag) for tag in tags)
     assert not re.search(r"\bon\w+\s*=|\bsrc\b|\bstyle\b|\baction\b|srcdoc", attributes), rendered
+    assert all('class="ghost"' not in tag for tag in tags), rendered
     for target in re.findall(r'href="([^"]*)"', rendered):
         assert re.match(r"https?://|mailto:", html.unescape(target)), rendered
 
@@ -80,6 +84,12 @@ def test_every_word_a_model_wrote_is_shown(text: str) -> None:
     shown = html.unescape(re.sub(r"<[^>]*>", "", render_markdown(text)))
     for word in re.findall(r"\w+", text):
         assert word in shown
+
+
+@pytest.mark.parametrize("text", ["if x<y then z>w", "</math><a/href='https://evil.example'>Reload</a>", "a&b"])
+def test_text_in_a_formula_is_text(text: str) -> None:
+    shown = re.sub(r"<[^>]*>", "", render_markdown(rf"$\text{{{text}}}$"))
+    assert html.unescape(shown).replace("\xa0", " ").strip() == text
 
 
 def test_raw_html_is_shown_as_the_text_it_is() -> None:

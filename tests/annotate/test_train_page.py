@@ -18,7 +18,7 @@ from data.entities import Project
 from data.records import read_record
 from data.splits import EVAL, split_of
 from data.store import Store
-from tests.annotate.made_runs import EVALUATION, add_rows, make_run, request_of
+from tests.annotate.made_runs import EVALUATION, add_checkpoint, add_rows, make_run, request_of
 from train import configs
 
 LOCAL = request_of()
@@ -170,7 +170,7 @@ def test_a_tick_brings_nothing_when_nothing_changed(desk: TrainDesk, workspace: 
 
 
 def test_a_run_whose_process_died_is_shown_as_failed_and_can_be_continued(desk: TrainDesk, workspace: Path) -> None:
-    make_run(workspace, "r", state="running", process_started=1.0)
+    add_checkpoint(make_run(workspace, "r", state="running", process_started=1.0))
     shown = desk.tick("r", "", LOCAL)
     assert "ended unexpectedly" in shown[VIEW]
     assert shown[CONTINUE]["visible"]
@@ -188,11 +188,12 @@ def test_a_finished_run_shows_its_evaluation_and_stops_the_timer(desk: TrainDesk
     assert (stop["visible"], begin["interactive"], timer["active"]) == (False, True, False)
 
 
-def test_a_run_that_failed_before_it_began_cannot_be_continued(desk: TrainDesk, workspace: Path) -> None:
+def test_only_a_run_with_a_checkpoint_can_be_continued(desk: TrainDesk, workspace: Path) -> None:
     path = make_run(workspace, "r", state="failed", message="no such model")
-    assert desk.tick("r", "", LOCAL)[CONTINUE]["visible"]
-    (path / "config.json").unlink()
     assert not desk.tick("r", "", LOCAL)[CONTINUE]["visible"]
+    assert "no checkpoint to continue from" in desk.resume("r", LOCAL)[0]
+    add_checkpoint(path)
+    assert desk.tick("r", "", LOCAL)[CONTINUE]["visible"]
 
 
 @pytest.mark.parametrize("name", ["gone", "", "..", "../runs/r", "/etc"])

@@ -103,6 +103,7 @@ def test_a_file_is_checked_then_imported_then_exported(
     expect(page.locator("#import")).to_be_hidden()
 
     page.get_by_label("Clear").click()
+    expect(page.locator("#import-report")).to_contain_text("Rows such as")
     upload.set_input_files(ranked)
     report = page.locator("#import-report")
     expect(report).to_contain_text("Would add 24 prompts and 24 rankings to 'tiny <b>'.")

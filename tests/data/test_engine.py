@@ -51,6 +51,18 @@ def test_a_newer_schema_is_refused_with_the_remedy(tmp_path: Path) -> None:
         Store.open(tmp_path)
 
 
+def test_a_workspace_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadInput, match="it must be a folder"):
+        Store.open(tmp_path / "file")
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "rankwise.db").write_text("no database " * 100)
+    with pytest.raises(UserError, match="cannot be opened: file is not a database"):
+        Store.open(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("url", "driver"),
     [

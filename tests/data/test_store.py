@@ -119,6 +119,15 @@ def test_a_key_serves_one_decision_only(desk: Desk) -> None:
         desk.store.undo(desk.project.id, desk.annotator.id, key=KEY)
 
 
+def test_another_ranking_under_a_used_key_is_never_acknowledged(desk: Desk) -> None:
+    task = desk.store.next_task(desk.project.id, desk.annotator.id)
+    assert task is not None
+    desk.store.submit(desk.annotator.id, Submission(task.prompt_id, 0, KEY, "ranked", "A1>A2>A3"))
+    assert desk.store.submit(desk.annotator.id, Submission(task.prompt_id, 0, KEY, "ranked", "1 > 2 > 3")).replayed
+    with pytest.raises(Conflict, match="used for another decision"):
+        desk.store.submit(desk.annotator.id, Submission(task.prompt_id, 0, KEY, "ranked", "A3>A2>A1"))
+
+
 def test_the_second_of_two_tabs_is_told_and_nothing_is_lost(desk: Desk) -> None:
     task = desk.store.next_task(desk.project.id, desk.annotator.id)
     assert task is not None
@@ -155,6 +164,53 @@ def test_undo_walks_back_one_decision_a_key_and_stops_at_the_first(desk: Desk) -
     first = undo("undo-0002")
     assert (second and second.external_id, first and first.external_id) == ("p2", "p1")
     assert undo("undo-0003") is None
+
+
+def test_undo_of_a_changed_ranking_brings_the_earlier_one_back(desk: Desk) -> None:
+    desk.rank("A1>A2>A3")
+    before = desk.records()[0].rankings[0]
+    entry = desk.store.history(desk.project.id, desk.annotator.id)[0]
+    desk.store.submit(desk.annotator.id, Submission(entry.prompt_id, 1, "edit-0001", "ranked", "A3>A2>A1"))
+    reopened = desk.store.undo(desk.project.id, desk.annotator.id, key="undo-0001")
+    assert reopened is not None
+    assert (reopened.status, reopened.answer, reopened.draft, reopened.revision) == ("ranked",) + ("A1>A2>A3",) * 2 + (
+        3,
+    )
+    after = desk.records()[0].rankings[0]
+    assert (after.ranking, after.order, after.revision) == (before.ranking, before.order, 3)
+    assert desk.store.undo(desk.project.id, desk.annotator.id, key="undo-0002") is None
+    assert revisions(desk.store) == [(1, "ranked"), (2, "ranked"), (3, "ranked")]
+
+
+def test_undo_of_a_changed_import_brings_the_import_back(desk: Desk) -> None:
+    desk.add({"id": "seen", "prompt": "?", "responses": ["x", "y"], "ranking": "A2>A1", "annotator": "lin"})
+    entry = desk.store.history(desk.project.id, desk.annotator.id)[0]
+    desk.store.submit(desk.annotator.id, Submission(entry.prompt_id, 1, "edit-0001", "ranked", "A1=A2"))
+    assert desk.store.undo(desk.project.id, desk.annotator.id, key="undo-0001") is not None
+    assert str(desk.records()[-1].rankings[0].ranking) == "A2>A1"
+
+
+def test_an_import_decides_what_is_merely_open_and_keeps_the_order_on_the_screen(desk: Desk) -> None:
+    task = desk.store.next_task(desk.project.id, desk.annotator.id)
+    assert task is not None
+    desk.add(FIRST_PROMPT | {"ranking": "A3>A1", "annotator": "lin"})
+    assert str(desk.records()[0].rankings[0].ranking) == "A3>A1"
+    with pytest.raises(Conflict, match="already ranked here"):
+        desk.store.submit(desk.annotator.id, Submission(task.prompt_id, 0, KEY, "ranked", "A1>A2"))
+    assert desk.store.task(desk.project.id, task.prompt_id, desk.annotator.id).responses == task.responses
+
+
+def test_an_import_refuses_to_turn_a_ranking_into_a_flag(desk: Desk) -> None:
+    desk.rank("A1>A2")
+    with pytest.raises(BadInput, match="never overwrites a judgement"):
+        desk.add(FIRST_PROMPT | {"set_aside": [{"annotator": "lin", "status": "flagged", "reason": "x"}]})
+
+
+def test_a_new_project_with_a_bad_prompt_is_not_made(desk: Desk) -> None:
+    twice = [read_record(FIRST_PROMPT, where="test")] * 2
+    with pytest.raises(BadInput, match="stands twice"):
+        desk.store.create_project_with("late", twice)
+    assert [p.name for p in desk.store.projects()] == ["demo"]
 
 
 def test_undo_leaves_imported_rankings_alone(desk: Desk) -> None:
@@ -237,7 +293,7 @@ def test_nobody_submits_what_another_person_opened(desk: Desk) -> None:
     assert task is not None
     with pytest.raises(NotFound, match="never shown to you"):
         desk.store.submit(other.id, Submission(task.prompt_id, 0, KEY, "ranked", "A1>A2"))
-    with pytest.raises(NotFound, match="not open here"):
+    with pytest.raises(NotFound, match="never shown to you"):
         desk.store.save_draft(other.id, task.prompt_id, draft="A1", comment="")
 
 
@@ -274,7 +330,7 @@ def test_every_change_is_in_the_audit_table(desk: Desk) -> None:
         "project.create",
         "prompts.add",
         "ranking.ranked",
-        "ranking.withdrawn",
+        "ranking.undone",
         "project.guidelines",
         "member.grant",
     ]
@@ -381,7 +437,7 @@ def test_any_text_that_is_accepted_comes_back_as_it_was(desk: Desk, texts, promp
         rankings=(
             AnnotatorRanking("wei", parse_ranking("A2|A1", 2), tuple(shuffled), 1.5, comment, 3, datetime.now(UTC)),
         ),
-        set_aside=(SetAside("kim", "flagged", comment, datetime.now(UTC)),),
+        set_aside=(SetAside("kim", "flagged", comment, 2.5, comment, 2, datetime.now(UTC)),),
         metadata=metadata,
     )
     desk.store.add_prompts(desk.project.id, [record])

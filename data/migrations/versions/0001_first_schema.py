@@ -108,7 +108,7 @@ def upgrade() -> None:
         sa.Column("client_key", sa.String(length=64), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("bar IS NULL OR (bar >= 0 AND status = 'ranked')", name=op.f("ck_ranking_bar_of_a_ranking")),
-        sa.CheckConstraint("source IN ('page', 'import')", name=op.f("ck_ranking_source_known")),
+        sa.CheckConstraint("source IN ('page', 'import', 'undo')", name=op.f("ck_ranking_source_known")),
         sa.CheckConstraint(
             "status IN ('ranked', 'skipped', 'flagged', 'withdrawn')", name=op.f("ck_ranking_status_known")
         ),
