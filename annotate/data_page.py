@@ -10,7 +10,7 @@ import gradio as gr
 
 from annotate import panel
 from annotate.access import admin, admin_of, chosen_project, projects_of, signed_in
-from annotate.exports import Export, download_address, export_for, exports_of
+from annotate.exports import MAX_EVAL_FRACTION, Export, download_address, eval_fraction_of, export_for, exports_of
 from annotate.people import People
 from annotate.render import render_markdown
 from data.dataset_folder import file_sha256
@@ -23,7 +23,6 @@ from data.store import Store
 
 FILE_TYPES = [".jsonl", ".ndjson", ".json", ".csv", ".tsv"]
 MAX_FILE_NAME_CHARS = 200
-MAX_EVAL_FRACTION = 0.5
 EXPORTS_SHOWN = 10
 
 _NO_PROJECT = "There is no project yet. Give the first one a name and press Create."
@@ -120,7 +119,7 @@ class DataDesk:
                 project,
                 workspace=self._workspace,
                 formats=[formats],
-                eval_fraction=_fraction(eval_percent),
+                eval_fraction=eval_fraction_of(eval_percent),
             )
         except UserError as error:
             return panel.note(str(error), "error"), gr.skip()
@@ -232,12 +231,6 @@ def _ticket(project: Project, file: str) -> str:
 
 def _nothing_checked() -> tuple[Any, ...]:
     return panel.note(_CHOOSE_FILE), gr.update(visible=False), ""
-
-
-def _fraction(percent: float) -> float:
-    if not 0 <= percent <= 100 * MAX_EVAL_FRACTION:
-        raise BadInput(f"Held out: {percent:g} %; the share is 0 to {100 * MAX_EVAL_FRACTION:g} %.")
-    return percent / 100
 
 
 def _summary(counts: Counts) -> str:

@@ -18,9 +18,11 @@ from fastapi.responses import StreamingResponse
 from annotate.people import People, allows
 from data.dataset_folder import KIND, MANIFEST, read_manifest
 from data.entities import Project
-from data.errors import Forbidden, NotFound
+from data.errors import BadInput, Forbidden, NotFound
 from data.exporting import export_dataset
 from data.store import Store
+
+MAX_EVAL_FRACTION = 0.5
 
 _CHUNK_BYTES = 1 << 16
 _IN_MEMORY_BYTES = 16 << 20
@@ -35,6 +37,13 @@ class Export:
     path: Path
     manifest: dict[str, Any]
     made_at: datetime
+
+
+def eval_fraction_of(percent: float) -> float:
+    """The share of the prompts that a page's slider asks to hold out. Raises BadInput."""
+    if not 0 <= percent <= 100 * MAX_EVAL_FRACTION:
+        raise BadInput(f"Held out: {percent:g} %; the share is 0 to {100 * MAX_EVAL_FRACTION:g} %.")
+    return percent / 100
 
 
 def export_for(

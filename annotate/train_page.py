@@ -14,7 +14,7 @@ import gradio as gr
 
 from annotate import panel
 from annotate.access import admin, admin_of, chosen_project, projects_of, signed_in
-from annotate.exports import export_for
+from annotate.exports import MAX_EVAL_FRACTION, eval_fraction_of, export_for
 from annotate.material import Material, material_of
 from annotate.people import People
 from annotate.run_view import STAGES, fingerprint, run_address, run_view
@@ -27,7 +27,6 @@ from train import jobs
 DEMO_MODEL = "smollm2-135m"
 TICK_S = 1.0
 STOP_GRACE_S = 15.0
-MAX_EVAL_FRACTION = 0.5
 
 _NO_PROJECT = "There is no project yet."
 _NO_RUN = "No run yet. Choose a project and press Start; its progress appears here."
@@ -79,7 +78,7 @@ class TrainDesk:
             return panel.empty(_NO_PROJECT, ("/data", "Create one on the Data page"))
         try:
             project = self._admitted(project_id, request)
-            return _material(self._count(project, _fraction(percent)))
+            return _material(self._count(project, eval_fraction_of(percent)))
         except UserError as error:
             return panel.note(str(error), "error")
 
@@ -93,7 +92,7 @@ class TrainDesk:
                 _setting(setting, value) for setting, value in zip(SETTINGS, values, strict=True)
             )
             settings["model"] = (model or "").strip()
-            run = self._start(project, stage=stage, settings=settings, eval_fraction=_fraction(percent))
+            run = self._start(project, stage=stage, settings=settings, eval_fraction=eval_fraction_of(percent))
         except UserError as error:
             return panel.note(str(error), "error"), *[gr.skip()] * SHOWN
         return "", *self._show(run)
@@ -265,12 +264,6 @@ def _setting(setting: Setting, value: float | None) -> tuple[str, float]:
     if value is None:
         raise BadInput(f"{setting.label} is empty. Give a number, such as {setting.default:g}.")
     return setting.name, int(value) if setting.whole else value
-
-
-def _fraction(percent: float) -> float:
-    if not 0 <= percent <= 100 * MAX_EVAL_FRACTION:
-        raise BadInput(f"Held out: {percent:g} %; the share is 0 to {100 * MAX_EVAL_FRACTION:g} %.")
-    return percent / 100
 
 
 def _check_material(material: Material, project: Project) -> None:

@@ -174,7 +174,7 @@ def _annotator_ranking(decision: AnyRow, rows: list[AnyRow]) -> AnnotatorRanking
     seen = sorted((row for row in rows if row.shown is not None), key=lambda row: row.shown)
     return AnnotatorRanking(
         annotator=decision.name,
-        ranking=ranking_from_ranks({row.number: row.rank for row in rows if row.rank is not None}, decision.bar),
+        ranking=ranking_from_ranks(_ranks_by_number(rows), decision.bar),
         order=tuple(row.number for row in seen),
         seconds=decision.seconds,
         comment=decision.comment,
@@ -192,7 +192,7 @@ def _current_ranking(connection: Connection, mine: AnyRow, order: tuple[int, ...
             ranking.c.revision == mine.revision,
         )
     ).one()
-    judged = _annotator_ranks(_ranks(connection, [row.id])[row.id])
+    judged = _ranks_by_number(_ranks(connection, [row.id])[row.id])
     return format_ranking(ranking_from_ranks(judged, row.bar).relabel(shown_labels(order))), row.comment
 
 
@@ -200,12 +200,12 @@ def _history_entry(row: AnyRow, rows: list[AnyRow]) -> HistoryEntry:
     notation = ""
     if row.status == "ranked":
         labels = shown_labels(shown_order(row.seed, len(rows)))
-        notation = format_ranking(ranking_from_ranks(_annotator_ranks(rows), row.bar).relabel(labels))
+        notation = format_ranking(ranking_from_ranks(_ranks_by_number(rows), row.bar).relabel(labels))
     text = row.messages[-1]["content"][:HISTORY_TEXT_CHARS]
     return HistoryEntry(row.prompt_id, row.revision, row.status, notation, text, row.created_at)
 
 
-def _annotator_ranks(rows: list[AnyRow]) -> dict[int, int]:
+def _ranks_by_number(rows: list[AnyRow]) -> dict[int, int]:
     return {row.number: row.rank for row in rows if row.rank is not None}
 
 

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
 from data.errors import BadInput
 from data.formats.lines import read_lines, source_of
 from data.importing import read_records
+from data.json_lines import encode_json
 from data.records import PromptRecord, Response, prompt_messages, write_record
 from train.chat import encode_prompt
 from train.configs import GenerateConfig
@@ -51,7 +52,7 @@ def main(config: GenerateConfig) -> str:
     with atomic_text(config.out) as file:
         for prompt, own in zip(prompts, samples, strict=True):
             row = write_record(_with_responses(prompt, own, model=config.model))
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(encode_json(row) + "\n")
     return _summary(config, samples, seconds=time.monotonic() - began)
 
 

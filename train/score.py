@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from data.errors import BadInput
 from data.importing import read_records
+from data.json_lines import encode_json
 from train.configs import ScoreConfig
 from train.files import atomic_text, check_out_file
 from train.groups import encode_group
@@ -42,7 +43,7 @@ def main(config: ScoreConfig) -> str:
     found = score_groups(model, groups, PaddedRows(config.tokens_per_forward))
     for number, own in tqdm(found, total=len(groups), unit="prompt", file=sys.stderr, disable=None):
         scores[number] = own
-    rows = [json.dumps({"id": r.id, "scores": own}, ensure_ascii=False) for r, own in zip(records, scores, strict=True)]
+    rows = [encode_json({"id": r.id, "scores": own}) for r, own in zip(records, scores, strict=True)]
     summary = {"prompts": len(groups), "responses": sum(map(len, scores)), **counts}
     log.info("scored: %s, in %.1f s", ", ".join(f"{k} {n}" for k, n in summary.items() if n), time.monotonic() - began)
     if config.out is None:
