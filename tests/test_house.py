@@ -86,13 +86,14 @@ def test_links_between_guides_lead_somewhere() -> None:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workshop(tmp_path_factory: pytest.TempPathFactory, demo_workspace: Path) -> Path:
     """A folder in which a reader's commands work: the samples in place, and some of them ranked."""
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "data").symlink_to(ROOT / "data")
     from app import load_samples
 
     store = Store.open(folder / "var")
+    (folder / "var" / "models").symlink_to(demo_workspace.resolve() / "models")
     load_samples(store)
     project = store.project("samples")
     person = store.ensure_annotator("reader")

