@@ -49,13 +49,42 @@ class RmConfig:
     """The adapters' output is scaled by lora_alpha / lora_r."""
     per_device_train_batch_size: int = 4
     """Prompts a step; all responses of a prompt are in the same step."""
-    tokens_per_forward: int = 4096
-    """Tokens (padding included) computed at a time. A step with more is split and recomputed in its backward pass: less
-    memory, the same gradient, about a third more time."""
+    tokens_per_batch: int = 0
+    """Build steps by tokens instead of prompts: as many prompts as fit this many tokens; 0 goes by prompts."""
+    tokens_per_forward: int = 2048
+    """Tokens computed at a time, whole prompts together. A step with more takes several passes, with the same gradient;
+    a single prompt with more is split by responses and recomputed in its backward pass."""
+    packing: Literal["auto", "tree", "padded"] = "auto"
+    """How responses are laid out: `tree` computes a prompt once for all its responses, `padded` gives each a row of its
+    own. `auto` is tree where a check at the start finds the same rewards, else padded."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again in the backward pass: far less memory, a third slower."""
+    load_in_4bit: bool = False
+    """Hold the base weights in 4 bits (NF4, QLoRA; Dettmers et al. 2023). Needs bitsandbytes."""
     max_length: int = 1024
     """Longest prompt with response, in tokens. The start of a longer prompt is cut off; cuts are counted."""
     bf16: bool = False
     """Compute in bfloat16 and hold the base weights in it; the adapters and the score head stay float32."""
+    loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
+    """Of pairs (Ouyang et al. 2022, equation 1), or of each whole ranking as a sequence of choices (Plackett 1975)."""
+    ties: Literal["half", "davidson", "rao_kupper", "drop"] = "half"
+    """What a tie teaches: equal rewards (label one half), a tie's own probability (Davidson 1970; Rao and Kupper 1967),
+    or nothing."""
+    tie_strength: float = 1.0
+    """Davidson's nu, or Rao and Kupper's theta - 1: how likely ties are between equal responses."""
+    votes: Literal["each", "soft"] = "each"
+    """Several annotators of a prompt: each ranking counts once, or their vote shares are soft labels and the prompt
+    counts once."""
+    label_smoothing: float = 0.0
+    """Share of labels believed to be flipped: 1 becomes 1 - label_smoothing."""
+    margin: float = 0.0
+    """A chosen response must lead by this much for every tier between the two (Touvron et al. 2023, section 3.2.2)."""
+    center_rewards_coefficient: float = 0.0
+    """Weight of (chosen + rejected)^2, which keeps rewards around 0; 0.01 is usual (Eisenstein et al. 2023)."""
+    normalize: bool = True
+    """Bring the rewards of the training responses to mean 0 and standard deviation 1 at the end, within the head."""
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Also send the metrics to this library, which must be installed; `none` sends nothing anywhere."""
     eval_fraction: float = 0.1
     """Share of the prompts held out, by hash of the prompt; unused where the dataset brings its own split."""
     eval_steps: int = 0
@@ -69,11 +98,27 @@ class RmConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "lora_r", "lora_alpha", "per_device_train_batch_size", "save_steps", "logging_steps")
-        _at_least(self, 0, "seed", "max_steps", "eval_steps", "weight_decay", "max_grad_norm")
+        _at_least(self, 0, "seed", "max_steps", "eval_steps", "weight_decay", "max_grad_norm", "tokens_per_batch")
+        _at_least(self, 0, "margin", "center_rewards_coefficient")
         _at_least(self, 8, "max_length")
         _at_least(self, 1, "tokens_per_forward")
-        _positive(self, "learning_rate", "num_train_epochs")
+        _positive(self, "learning_rate", "num_train_epochs", "tie_strength")
         _share(self, "warmup_ratio", "eval_fraction")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise BadInput(f"--label_smoothing {self.label_smoothing}: must be 0 or more and less than 0.5.")
+        if self.loss == "plackett_luce":
+            self._check_plackett_luce()
+
+    def _check_plackett_luce(self) -> None:
+        """A whole ranking is one term: what belongs to pairs has no meaning there."""
+        pairwise = {"margin": self.margin, "label_smoothing": self.label_smoothing}
+        for name, value in pairwise.items():
+            if value:
+                raise BadInput(f"--{name} {value}: belongs to pairs. Use it with --loss bradley_terry.")
+        if self.ties != "half":
+            raise BadInput(f"--ties {self.ties}: belongs to pairs; plackett_luce knows 'half'. Leave it out.")
+        if self.votes != "each":
+            raise BadInput(f"--votes {self.votes}: plackett_luce learns from each ranking as it is. Leave it out.")
 
 
 @dataclass(frozen=True)
@@ -89,7 +134,9 @@ class ScoreConfig:
     workspace: Path = WORKSPACE
     """Where smollm2-135m is kept (in models/)."""
     tokens_per_forward: int = 4096
-    """Tokens (padding included) computed at a time."""
+    """Tokens computed at a time."""
+    packing: Literal["auto", "tree", "padded"] = "auto"
+    """How responses are laid out; as in training."""
     max_length: int = 0
     """Longest prompt with response, in tokens; 0 means as in the run's training (1024 for a folder)."""
     bf16: bool = False
@@ -117,7 +164,9 @@ class EvaluateConfig:
     workspace: Path = WORKSPACE
     """Where smollm2-135m is kept (in models/)."""
     tokens_per_forward: int = 4096
-    """Tokens (padding included) computed at a time."""
+    """Tokens computed at a time."""
+    packing: Literal["auto", "tree", "padded"] = "auto"
+    """How responses are laid out; as in training."""
     max_length: int = 0
     """Longest prompt with response, in tokens; 0 means as in the run's training (1024 for a folder)."""
     bf16: bool = False
@@ -173,6 +222,23 @@ class GenerateConfig:
             )
 
 
+@dataclass(frozen=True)
+class MergeConfig:
+    """Merge a run's adapter into its base: a whole model in one folder, which loads without peft.
+
+    Weights are float32. A reward model becomes a sequence classifier of one label, head included.
+    """
+
+    model: str
+    """A finished run of `python -m train`, or a LoRA adapter folder."""
+    output: Path
+    """The model folder to make; must not exist or be empty."""
+    workspace: Path = WORKSPACE
+    """Where smollm2-135m is kept (in models/)."""
+    json: bool = False
+    """Print the summary as one JSON object."""
+
+
 class Stage(NamedTuple):
     """A command of `python -m train`: its settings, and the module whose `main(config)` returns what to print."""
 
@@ -185,6 +251,7 @@ STAGES = {
     "score": Stage(ScoreConfig, "train.score"),
     "evaluate": Stage(EvaluateConfig, "train.evaluate"),
     "generate": Stage(GenerateConfig, "train.generate"),
+    "merge": Stage(MergeConfig, "train.merge"),
 }
 
 

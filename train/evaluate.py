@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -13,8 +14,10 @@ from train import report
 from train.configs import EvaluateConfig
 from train.evaluation import evaluate
 from train.groups import encode_records
+from train.layouts import choose
 from train.models import device, load_config, load_tokenizer, resolve
-from train.rewards import PaddedRows, load_reward_model, row_limit
+from train.normalization import logit_scale
+from train.rewards import load_reward_model, row_limit
 from train.score import DEFAULT_MAX_LENGTH
 
 _PROMPTS = {"eval": "held-out", "train": "training", "all": "overall"}
@@ -33,7 +36,8 @@ def main(config: EvaluateConfig) -> str:
             f"{config.data}: no ranked prompt in split '{config.split}' ({counted.prompts} prompts). Try --split all."
         )
     model = load_reward_model(source, dtype=torch.bfloat16 if config.bf16 else torch.float32).to(device())
-    found = evaluate(model, groups, PaddedRows(config.tokens_per_forward))
+    layout = choose(model, groups, packing=config.packing, tokens_per_forward=config.tokens_per_forward)
+    found = evaluate(model, groups, layout, scale=logit_scale(source.adapter or Path(source.base)))
     result = {
         "eval": found,
         "groups": asdict(counted),

@@ -5,9 +5,12 @@ Safetensors only, no code from model folders, and always a pad token that is not
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
+import secrets
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as library_log
 
 from data.errors import BadInput, NotFound
-from train import smollm2
+from train import four_bit, smollm2
+from train.files import exclusive
 from train.run import read_config
 
 log = logging.getLogger(__name__)
@@ -31,6 +35,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SPARE = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<pad>", "[PAD]", "<unk>", "[UNK]")
 """Special tokens that models ship and do not use inside a conversation, in order of preference."""
 _NEW_PAD = "<|pad|>"
+MERGE_NOTE = "merge.json"
+"""In a folder that `python -m train merge` wrote: what was merged, and the run's max_length."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,18 @@ class ModelSource:
     stage: str = ""
     max_length: int = 0
     """The longest prompt with response the run was trained on, in tokens; 0 where unknown."""
+    load_in_4bit: bool = False
+    """The adapter was trained on the base in 4 bits, and is loaded on it so again."""
 
     @property
     def tokenizer(self) -> str:
         """Where the tokenizer lies: beside the adapter, which remembers the pad token."""
         return str(self.adapter) if self.adapter and (self.adapter / "tokenizer_config.json").exists() else self.base
+
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether the adapter is that of a reward model."""
+        return self.adapter is not None and _adapter_config(self.name, self.adapter).get("task_type") == "SEQ_CLS"
 
 
 def resolve(name: str, *, workspace: Path) -> ModelSource:
@@ -65,11 +78,15 @@ def resolve(name: str, *, workspace: Path) -> ModelSource:
     if (path / "status.json").exists():
         return _run_source(name, path, workspace=workspace)
     if (path / "adapter_config.json").exists():
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return ModelSource(name, resolve(base, workspace=workspace).base, adapter=path.resolve())
+        if path.name == "adapter" and (path.parent / "status.json").exists():
+            return _run_source(name, path.parent, workspace=workspace)
+        base = _adapter_config(name, path).get("base_model_name_or_path")
+        return ModelSource(name, _base(name, str(base), workspace=workspace), adapter=path.resolve())
     if path.is_dir():
         _check_folder(path)
-        return ModelSource(name, str(path.resolve()))
+        merged = path / MERGE_NOTE
+        note = json.loads(merged.read_text(encoding="utf-8")) if merged.exists() else {}
+        return ModelSource(name, str(path.resolve()), max_length=int(note.get("max_length", 0)))
     if not _HUB_ID.fullmatch(name) or path.exists():
         raise NotFound(
             f"--model {name}: there is no such model folder. Give a folder with config.json and safetensors weights, "
@@ -105,28 +122,109 @@ def load_config(source: ModelSource, **changes: Any) -> Any:
 
 def load_causal(source: ModelSource, *, dtype: torch.dtype) -> Any:
     """A language model for generation, with its adapter if there is one, in evaluation mode."""
-    if source.stage == "rm":
+    if source.gives_rewards:
         raise BadInput(
             f"--model {source.name}: a reward model scores responses and writes none. Generate with its base "
             f"({source.base})."
         )
-    model = load_weights(AutoModelForCausalLM, source, config=load_config(source), dtype=dtype)
-    if source.adapter:
-        from peft import PeftModel
-
-        with known_warnings():
-            model = PeftModel.from_pretrained(model, source.adapter)
-    return model.eval()
+    config = load_config(source)
+    model = load_weights(AutoModelForCausalLM, source, config=config, dtype=dtype, load_in_4bit=source.load_in_4bit)
+    return (load_adapter(model, source) if source.adapter else model).eval()
 
 
-def load_weights(kind: Any, source: ModelSource, *, config: Any, dtype: torch.dtype) -> Any:
-    """`kind.from_pretrained` that reads safetensors only and says in a sentence why it cannot."""
+def load_weights(kind: Any, source: ModelSource, *, config: Any, dtype: torch.dtype, load_in_4bit: bool = False) -> Any:
+    """`kind.from_pretrained` that reads safetensors only and says in a sentence why it cannot.
+
+    In 4 bits, a language model's output layer and a classifier's head `score` stay in `dtype`, as do embeddings and
+    norms, and what is computed.
+    """
+    options = {}
+    if load_in_4bit:
+        # None: the library leaves out a language model's output layer by itself.
+        whole = None if kind is AutoModelForCausalLM else ["score"]
+        options["quantization_config"] = four_bit.quantization(dtype, whole=whole)
     try:
         return kind.from_pretrained(
-            source.base, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            source.base, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BadInput(f"--model {source.name}: its weights cannot be loaded ({_first_line(error)}).") from None
+
+
+def load_adapter(model: Any, source: ModelSource) -> Any:
+    """The source's adapter on `model`, the base of the right kind. Raises BadInput where it does not fit."""
+    from peft import PeftModel
+
+    try:
+        with known_warnings():
+            return PeftModel.from_pretrained(model, str(source.adapter))
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise BadInput(
+            f"--model {source.name}: its adapter does not fit its base {source.base} ({_first_line(error)})."
+        ) from None
+
+
+def merge_adapter(model: Any, source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """`model`, the base, with the adapter added into its weights, and with the tokenizer's pad token known to it.
+
+    A pad token that the base has no place for gets the mean of all embeddings: a language model then gives it about
+    the probability of an average token (Hewitt 2021), not that of a random direction.
+    """
+    try:
+        merged = load_adapter(model, source).merge_and_unload(safe_merge=True)
+    except ValueError:
+        raise BadInput(f"--model {source.name}: its adapter holds numbers that are not finite. Train again.") from None
+    known = merged.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id >= known:
+        merged.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            for layer in filter(None, (merged.get_input_embeddings(), merged.get_output_embeddings())):
+                layer.weight[known:] = layer.weight[:known].mean(dim=0)
+    merged.config.pad_token_id = merged.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if merged.can_generate():
+        merged.generation_config.pad_token_id = tokenizer.pad_token_id
+    return merged
+
+
+def trainable_base(source: ModelSource, workspace: Path) -> ModelSource:
+    """What later stages train on: `source` itself, or with an SFT adapter its base with that merged in.
+
+    The merged model is made once (float32) and kept in WORKSPACE/models. Raises BadInput for a reward model.
+    """
+    if source.adapter is None:
+        return source
+    if source.gives_rewards:
+        raise BadInput(f"--model {source.name}: rewards cannot be a base. Start from {source.base}.")
+    models = (workspace / "models").resolve()
+    folder = models / f"merged-{_identity(source, source.adapter)}"
+    with exclusive(models / f".{folder.name}.lock"):
+        if not folder.exists():
+            tokenizer = load_tokenizer(source)
+            config = AutoConfig.from_pretrained(source.base, trust_remote_code=False)
+            model = load_weights(AutoModelForCausalLM, source, config=config, dtype=torch.float32)
+            with whole_folder(folder) as unfinished:
+                merge_adapter(model, source, tokenizer).save_pretrained(unfinished)
+                tokenizer.save_pretrained(unfinished)
+    log.info("%s: its adapter merged into %s, kept in %s", source.name, source.base, folder)
+    if source.load_in_4bit:
+        log.info("%s: %s", source.name, MERGED_FROM_4BIT)
+    return ModelSource(source.name, str(folder))
+
+
+MERGED_FROM_4BIT = "trained on the base in 4 bits, merged into the base in full precision: results differ slightly"
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that appears under `path` complete, or not at all; `path` may be an empty folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def device() -> torch.device:
@@ -144,9 +242,13 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def known_warnings() -> Iterator[None]:
-    """Around peft's constructors: peft 0.21 asks transformers 5.23 for an attribute by its deprecated name."""
+    """Around peft's constructors: peft 0.21 asks transformers 5.23 for an attribute by its deprecated name.
+
+    And it says when it turns weights around, which an adapter made on a 4-bit GPT-2 needs on that in full precision.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         yield
 
 
@@ -161,15 +263,55 @@ def _run_source(name: str, path: Path, *, workspace: Path) -> ModelSource:
     adapter = path / "adapter"
     if not (adapter / "adapter_config.json").exists():
         raise BadInput(f"--model {name}: this run has no adapter yet. Let it finish, or continue it with --resume.")
+    _adapter_config(name, adapter)
     config = read_config(path)
-    base = resolve(str(config["model"]), workspace=workspace)
     return ModelSource(
         name,
-        base.base,
+        _base(name, str(config["model"]), workspace=workspace),
         adapter=adapter.resolve(),
         stage=str(config["stage"]),
         max_length=int(config.get("max_length", 0)),
+        load_in_4bit=bool(config.get("load_in_4bit", False)),
     )
+
+
+def _base(name: str, base: str, *, workspace: Path) -> str:
+    """The base that an adapter names: whole weights, since an adapter on an adapter would lose the lower one."""
+    found = resolve(base, workspace=workspace)
+    if found.adapter:
+        raise BadInput(
+            f"--model {name}: its base {base} is an adapter itself. Merge that with `python -m train merge` first."
+        )
+    return found.base
+
+
+def _adapter_config(name: str, adapter: Path) -> dict[str, Any]:
+    """adapter_config.json, with safetensors weights beside it. Raises BadInput."""
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise BadInput(f"--model {name}: adapter_config.json is no valid JSON. Save the adapter again.") from None
+    if not (adapter / "adapter_model.safetensors").exists():
+        raise BadInput(
+            f"--model {name}: no adapter_model.safetensors; weights must be safetensors. Convert them first."
+        )
+    return dict(config)
+
+
+def _identity(source: ModelSource, adapter: Path) -> str:
+    """16 hex digits that change with the adapter's files or the base. A local base is known by place, size and time."""
+    digest = hashlib.sha256(source.base.encode())
+    for path in sorted(p for p in adapter.iterdir() if p.is_file()):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    base = Path(source.base)
+    if base.is_dir():
+        stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(base.iterdir()) if p.is_file()]
+        digest.update(repr(stats).encode())
+    else:
+        commit = getattr(AutoConfig.from_pretrained(source.base, trust_remote_code=False), "_commit_hash", None)
+        digest.update(str(commit).encode())
+    return digest.hexdigest()[:16]
 
 
 def _check_folder(path: Path) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from train.files import atomic_text
+from train.normalization import Normalization, write_normalization
 from train.run import read_config, read_evaluation, read_metrics
 
 
-def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Adapter, head and tokenizer, under `folder` all at once."""
+def save_adapter(model: Any, tokenizer: Any, folder: Path, normalized: Normalization | None = None) -> None:
+    """Adapter, head, tokenizer and what was normalized, under `folder` all at once."""
     unfinished = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(str(unfinished))
     tokenizer.save_pretrained(str(unfinished))
+    write_normalization(normalized, unfinished)
     (unfinished / "README.md").unlink(missing_ok=True)  # peft's template; the run's own card says more
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
@@ -33,10 +37,16 @@ def in_words(found: Mapping[str, Any] | None, *, prompts: str = "held-out") -> s
     if not found or found["accuracy"] is None:
         return f"no {prompts} comparison"
     longer = found["longer_wins"]["accuracy"]
-    return (
+    parts = [
         f"{prompts} pair accuracy {found['accuracy']:.3f} on {found['pairs']} pairs of {found['prompts']} prompts "
-        f"(the longer wins: {longer:.3f}), loss {found['loss']:.4f}"
-    )
+        f"(the longer wins: {longer:.3f})"
+    ]
+    if found.get("kendall_tau_b") is not None:
+        parts.append(f"Kendall tau {found['kendall_tau_b']:.3f}")
+    ece = found.get("calibration", {}).get("ece")
+    if ece is not None:
+        parts.append(f"calibration error {ece:.3f}")
+    return ", ".join([*parts, f"loss {found['loss']:.4f}"])
 
 
 def draw_curves(path: Path) -> None:
@@ -59,40 +69,85 @@ def draw_curves(path: Path) -> None:
 
 
 def write_card(path: Path, *, needs_resize: bool) -> None:
-    """`README.md`: what it was made of, how good it is, how to load it."""
+    """`README.md`: what it was made of, how good it is, how to load it. Shows `eval.png` where it is there already."""
     config = read_config(path)
     evaluation = read_evaluation(path) or {}
+    drawn = (path / "eval.png").exists()
     with atomic_text(path / "README.md") as file:
-        file.write(_card(config, evaluation, needs_resize=needs_resize))
+        file.write(_card(config, evaluation, needs_resize=needs_resize, drawn=drawn))
 
 
-def _card(config: Mapping[str, Any], evaluation: Mapping[str, Any], *, needs_resize: bool) -> str:
-    found = evaluation.get("eval")
-    metrics = "\n".join(f"| {k} | {_cell(v)} |" for k, v in (found or {}).items() if not isinstance(v, dict))
-    longer = (found or {}).get("longer_wins", {})
-    baseline = "\n".join(f"| longer wins: {k} | {_cell(v)} |" for k, v in longer.items())
+def _card(config: Mapping[str, Any], evaluation: Mapping[str, Any], *, needs_resize: bool, drawn: bool) -> str:
+    found = evaluation.get("eval") or {}
+    tables = [
+        _metrics(found),
+        _by(found.get("by_margin", []), "margin"),
+        _by(found.get("by_annotator", []), "annotator"),
+    ]
+    if drawn:
+        tables.append("![Calibration, accuracy by margin, reward by length and by rank](eval.png)")
     return _CARD.format(
         model=config["model"],
         base=config["base"],
         data=config["data"],
         sha256=config["manifest_sha256"],
+        loss=_LOSSES[config.get("loss", "bradley_terry")],
         summary=in_words(found),
-        metrics="\n".join(part for part in (metrics, baseline) if part) or "| none | no held-out prompts |",
+        evaluation="\n\n".join(table for table in tables if table),
         groups=json.dumps(evaluation.get("groups", {}), indent=2),
         config=json.dumps(config, indent=2, ensure_ascii=False),
         resize="base.resize_token_embeddings(len(tokenizer))  # room for the pad token\n" if needs_resize else "",
+        four_bit=_FOUR_BIT if config.get("load_in_4bit") else "",
     )
 
 
+def _metrics(found: Mapping[str, Any]) -> str:
+    """One row a number, those of a nested measure under both names; lists are left to tables of their own."""
+    rows = []
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{name}: {k}", v) for k, v in value.items() if not isinstance(v, list)]
+        elif not isinstance(value, list):
+            rows.append((name, value))
+    rows = rows or [("none", "no held-out prompts")]
+    return _table(("", "held-out prompts"), [(name.replace("_", " "), _cell(value)) for name, value in rows])
+
+
+def _by(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Accuracy by `name`, empty without rows."""
+    cells = [(_literal(str(row[name])), _cell(row["accuracy"]), _cell(row["pairs"])) for row in rows]
+    return _table((name, "accuracy", "pairs"), cells) if cells else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _cell(value: Any) -> str:
+    if value is None:
+        return "nothing to count"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
+
+def _literal(text: str) -> str:
+    """A name in a Markdown table as it was written: nothing in it is markup, HTML or the end of a cell."""
+    one_line = " ".join(text.split())
+    return html.escape(re.sub(r"([\\`*_\[\]|~$])", r"\\\1", one_line), quote=False)
+
+
+_LOSSES = {"bradley_terry": "pairwise Bradley-Terry loss", "plackett_luce": "Plackett-Luce loss of whole rankings"}
+
+_FOUR_BIT = """
+The scores of this run were computed on the base in 4 bits (NF4); on the base in full precision, as loaded above, they
+differ slightly.
+"""
 
 _CARD = """\
 # Reward model on {model}
 
-LoRA adapter and a one-neuron score head, trained on rankings with the pairwise Bradley-Terry loss: the reward is read
-at the EOS token that ends the response. Result: {summary}.
+LoRA adapter and a one-neuron score head, trained on rankings with the {loss}: the reward is
+read at the EOS token that ends the response. Result: {summary}.
 
 - base: `{base}`
 - data: `{data}`, manifest sha256 `{sha256}`
@@ -114,12 +169,13 @@ base.config.pad_token_id = tokenizer.pad_token_id  # the library finds a row's e
 
 Encode prompt and response as one conversation (chat template), let it end with the EOS token exactly once (drop what
 the template writes after it), pad on the right.
+{four_bit}
+For a whole model that needs no `peft`, merge the adapter into its base:
+`python -m train merge --model RUN --output DIR`.
 
 ## Evaluation
 
-| | held-out prompts |
-|---|---|
-{metrics}
+{evaluation}
 
 ## What was read
 

@@ -2,85 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from data.errors import BadInput
-from train.groups import Group, comparison_tensors
-from train.models import ModelSource, known_warnings, load_config, load_weights
-
-Batch = dict[str, Tensor]
-
-
-class Layout(Protocol):
-    """How the responses of some groups are laid out for the model. Trainer and evaluation know no more than this."""
-
-    def collate(self, groups: Sequence[Group]) -> Batch:
-        """What `scores` needs, and the comparisons (`groups.comparison_tensors`) as indices into its result."""
-
-    def scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The rewards of all responses, group after group. Shape (number of responses,), float32."""
-
-
-@dataclass(frozen=True)
-class PaddedRows:
-    """One row a response, padded on the right; a batch over `tokens_per_forward` is computed in parts.
-
-    `fill`: the id in padded places. It is masked, so that any id of the embedding does.
-    """
-
-    tokens_per_forward: int
-    fill: int = 0
-
-    def collate(self, groups: Sequence[Group]) -> Batch:
-        rows = [torch.tensor(row) for g in groups for row in g.rows]
-        return {
-            "input_ids": nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.fill),
-            "lengths": torch.tensor([len(row) for row in rows]),
-            **comparison_tensors(groups),
-        }
-
-    def scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        ids, lengths = batch["input_ids"], batch["lengths"]
-        parts = list(self._parts(lengths.tolist()))
-        # With one part its activations are kept; with several, each part is computed again when its gradient is due.
-        recompute = len(parts) > 1 and torch.is_grad_enabled()
-        found = []
-        for rows in parts:
-            longest = int(lengths[rows].max())
-            part = ids[rows, :longest], lengths[rows]
-            found.append(
-                checkpoint(_forward, model, *part, use_reentrant=False) if recompute else _forward(model, *part)
-            )
-        order = torch.tensor([i for rows in parts for i in rows], device=ids.device)
-        return torch.cat(found)[torch.argsort(order)]
-
-    def _parts(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Row numbers, rows of similar length together, as many as fit the token budget (one at least)."""
-        part: list[int] = []
-        for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-            if part and lengths[i] * (len(part) + 1) > self.tokens_per_forward:
-                yield part
-                part = []
-            part.append(i)
-        yield part
-
-
-def _forward(model: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
-    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    found: Tensor = model(input_ids=ids, attention_mask=mask.long(), lengths=lengths)
-    return found
+from train.models import ModelSource, known_warnings, load_adapter, load_config, load_weights
 
 
 class Float32Head(nn.Linear):
@@ -91,25 +24,35 @@ class Float32Head(nn.Linear):
             return linear(hidden.to(self.weight.dtype), self.weight)
 
 
-class _ScoredAtLengths:
-    """For a sequence classifier: scores each row at its last token by its length, never by looking for padding."""
+class _ScoredAtEnds:
+    """For a sequence classifier: scores tokens by their place, never by looking for padding."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, lengths: Tensor, **unused: Any) -> Tensor:
-        """Shapes: ids and mask (N, T), lengths (N,); returns (N,)."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, ends: Tensor, **options: Any) -> Tensor:
+        """Shapes: ids (N, T), `ends` (R,) the scored tokens' places in the N*T; returns (R,)."""
         backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
-        hidden = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-        scores: Tensor = self.score(last).squeeze(-1)  # type: ignore[attr-defined]
+        options = {name: options[name] for name in ("position_ids", "trees") if name in options}
+        hidden = backbone(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
+        ).last_hidden_state
+        scores: Tensor = self.score(hidden.flatten(0, 1)[ends]).squeeze(-1)  # type: ignore[attr-defined]
         return scores
 
 
-def new_reward_model(source: ModelSource, *, lora_r: int, lora_alpha: int, dtype: torch.dtype) -> PeftModel:
+def new_reward_model(
+    source: ModelSource,
+    *,
+    lora_r: int,
+    lora_alpha: int,
+    dtype: torch.dtype,
+    load_in_4bit: bool = False,
+    gradient_checkpointing: bool = False,
+) -> PeftModel:
     """The base under fresh adapters on all linear layers, the head drawn from N(0, 1/(d+1)).
 
     Source of the head's scale: Stiennon et al. 2020 with the square root that Huang et al. 2024 found missing.
     The caller seeds torch first.
     """
-    base = _load_classifier(source, dtype=dtype)
+    base = _load_classifier(source, dtype=dtype, load_in_4bit=load_in_4bit)
     head = base.score
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
     config = LoraConfig(
@@ -122,7 +65,21 @@ def new_reward_model(source: ModelSource, *, lora_r: int, lora_alpha: int, dtype
         modules_to_save=None,  # peft fills in the names of classification heads, `score` among them
     )
     with known_warnings():
-        return cast(PeftModel, get_peft_model(base, config))
+        model = cast(PeftModel, get_peft_model(base, config))
+    if gradient_checkpointing:
+        _checkpoint_layers(base, source.name)
+    return model
+
+
+def _checkpoint_layers(base: Any, name: str) -> None:
+    """Keep each layer's input only; the rest is computed again in the backward pass.
+
+    The kind that is not reentrant follows the adapters' weights by itself: no input has to ask for a gradient.
+    """
+    try:
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError:
+        raise BadInput(f"--gradient_checkpointing: the model {name} cannot do it. Leave it out.") from None
 
 
 def let_signals_in(model: nn.Module) -> None:
@@ -152,27 +109,10 @@ def load_reward_model(source: ModelSource, *, dtype: torch.dtype) -> nn.Module:
         return _load_classifier(source, dtype=dtype).eval()  # type: ignore[no-any-return]
     if source.stage not in ("", "rm"):
         raise BadInput(f"--model {source.name}: a run of '{source.stage}' gives no rewards. Give a run of 'rm'.")
-    written = json.loads((source.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    if written.get("task_type") != TaskType.SEQ_CLS.value:
+    if not source.gives_rewards:
         raise BadInput(f"--model {source.name}: its adapter is no reward model. Give a run of `python -m train rm`.")
-    base = _load_classifier(source, dtype=dtype)
-    with known_warnings():
-        return PeftModel.from_pretrained(base, source.adapter).eval()
-
-
-@torch.inference_mode()
-def score_groups(
-    model: nn.Module, groups: Sequence[Group], layout: Layout, *, at_a_time: int = 16
-) -> Iterator[tuple[int, list[float]]]:
-    """Pairs of a group's number and its rewards, one a response; similar lengths together, so in no set order."""
-    device = next(model.parameters()).device
-    order = sorted(range(len(groups)), key=lambda i: max(map(len, groups[i].rows)))
-    for start in range(0, len(order), at_a_time):
-        numbers = order[start : start + at_a_time]
-        batch = {k: v.to(device) for k, v in layout.collate([groups[i] for i in numbers]).items()}
-        scores = iter(layout.scores(model, batch).tolist())
-        for i in numbers:
-            yield i, [next(scores) for _ in groups[i].rows]
+    base = _load_classifier(source, dtype=dtype, load_in_4bit=source.load_in_4bit)
+    return cast(nn.Module, load_adapter(base, source).eval())
 
 
 def row_limit(config: PreTrainedConfig, *, asked: int) -> int:
@@ -181,14 +121,14 @@ def row_limit(config: PreTrainedConfig, *, asked: int) -> int:
     return min(asked, positions) if positions else asked
 
 
-def _load_classifier(source: ModelSource, *, dtype: torch.dtype) -> Any:
+def _load_classifier(source: ModelSource, *, dtype: torch.dtype, load_in_4bit: bool = False) -> Any:
     """The base as a sequence classifier with one label, scored at lengths, its head in float32 at least."""
     config = load_config(source, num_labels=1)
     family: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if family is None:
         raise BadInput(f"--model {source.name}: '{config.model_type}' models have no sequence classifier. Use another.")
-    kind = type(family.__name__, (_ScoredAtLengths, family), {})
-    model = load_weights(kind, source, config=config, dtype=dtype)
+    kind = type(family.__name__, (_ScoredAtEnds, family), {})
+    model = load_weights(kind, source, config=config, dtype=dtype, load_in_4bit=load_in_4bit)
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise BadInput(

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments, set_seed
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
 from data.errors import BadInput
 from data.exporting import read_dataset
-from train import report
+from train import report, reporting
 from train.configs import RmConfig
-from train.evaluation import evaluate
 from train.files import write_json
 from train.groups import Group, GroupReport, encode_records
 from train.interrupt import Interrupt, Stopped
-from train.losses import pairwise_loss
-from train.models import ModelSource, device, load_config, load_tokenizer, resolve, versions
+from train.layouts import choose
+from train.losses import RewardLoss
+from train.models import ModelSource, device, load_config, load_tokenizer, resolve, trainable_base, versions
+from train.normalization import normalize_rewards
 from train.progress import RunProgress
-from train.rewards import Batch, Layout, PaddedRows, let_signals_in, new_reward_model, row_limit
+from train.reward_trainer import RewardTrainer
+from train.rewards import let_signals_in, new_reward_model, row_limit
 from train.run import Run, check_output, checkpoint_step, read_config
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def main(config: RmConfig) -> str:
     with Interrupt() as interrupt:
         if config.resume is None:
             check_output(config.output)
+        reporting.check(config.report_to)
         inputs = _read(config)
         run = _open_run(config, inputs)
         with run.outcome():
@@ -56,92 +58,18 @@ def main(config: RmConfig) -> str:
     return str(config.output)
 
 
-class RewardTrainer(Trainer):
-    """Trainer with the pairwise loss over prompt groups; all else is the library's."""
-
-    def __init__(self, *, layout: Layout, held_out: Sequence[Group], interrupt: Interrupt, **options: Any) -> None:
-        super().__init__(data_collator=layout.collate, eval_dataset=held_out or None, **options)
-        self.layout = layout
-        self.held_out = held_out
-        self.interrupt = interrupt
-        self._window = _Window()
-        self._found: dict[str, Any] = {}
-        self._evaluated_at = -1
-
-    def compute_loss(self, model: nn.Module, inputs: Batch, *unused: Any, **also_unused: Any) -> Tensor:
-        """Loss of one batch of groups, over the comparisons of all of them."""
-        scores = self.layout.scores(model, inputs)
-        chosen, rejected = scores[inputs["chosen"]], scores[inputs["rejected"]]
-        loss = pairwise_loss(chosen, rejected, preference=inputs["preference"], weight=inputs["weight"])
-        if not torch.isfinite(loss):
-            raise BadInput(
-                f"step {self.state.global_step + 1}: the loss is {loss.item()}; training cannot go on from there. "
-                "Lower --learning_rate, or leave out --bf16."
-            )
-        self._window.add(chosen - rejected, inputs)
-        return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what was measured since the last row."""
-        if "loss" in logs:
-            logs = {**logs, **self._window.close()}
-        super().log(logs, start_time)
-
-    def evaluate(self, *unused: Any, **also_unused: Any) -> dict[str, Any]:
-        """Evaluate on the held-out groups, once a step, and log the numbers with `eval_` before their names."""
-        if self._evaluated_at != self.state.global_step:
-            self.interrupt.release()  # the step is complete, and this may take long
-            self._found = evaluate(cast(nn.Module, self.model), self.held_out, self.layout)
-            self.interrupt.hold()
-            self._evaluated_at = self.state.global_step
-            self.log({f"eval_{name}": v for name, v in self._found.items() if isinstance(v, int | float)})
-            self._window.restart_clock()
-        return self._found
-
-    def save_now(self) -> None:
-        """A checkpoint of the last completed step."""
-        if self.state.global_step:
-            self._save_checkpoint(cast(nn.Module, self.model), trial=None)
-
-
-class _Window:
-    """Sums since the last logged row."""
-
-    def __init__(self) -> None:
-        self.wins = self.strict = self.margin = self.tokens = self.seconds = 0.0
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        self.since = time.monotonic()
-
-    def add(self, gaps: Tensor, batch: Batch) -> None:
-        gaps = gaps.detach()[batch["preference"] == 1.0]
-        self.wins += float((gaps > 0).sum()) + 0.5 * float((gaps == 0).sum())
-        self.strict += len(gaps)
-        self.margin += float(gaps.sum())
-        self.tokens += float(batch["lengths"].sum())
-
-    def close(self) -> dict[str, float]:
-        seconds = time.monotonic() - self.since
-        row = {"seconds": round(seconds, 3), "tokens_per_s": round(self.tokens / seconds, 1)}
-        if self.strict:
-            row |= {"accuracy": self.wins / self.strict, "margin": self.margin / self.strict}
-        self.__init__()  # type: ignore[misc]
-        return row
-
-
 def _read(config: RmConfig) -> Inputs:
     """Data first (it is read in a moment), then the model. Raises UserError."""
     dataset = read_dataset(config.data, eval_fraction=config.eval_fraction)
-    source = resolve(config.model, workspace=config.workspace)
-    if source.adapter:
-        raise BadInput(f"--model {config.model}: a run has adapters already. Start from its base, {source.base}.")
+    source = trainable_base(resolve(config.model, workspace=config.workspace), config.workspace)
     tokenizer = load_tokenizer(source)
     max_length = row_limit(load_config(source), asked=config.max_length)
     groups, reports = {}, {}
     for split in ("train", "eval"):
         records = [r for r in dataset.records if r.split == split]
-        groups[split], reports[split] = encode_records(records, tokenizer, max_length=max_length)
+        groups[split], reports[split] = encode_records(
+            records, tokenizer, max_length=max_length, soft=config.votes == "soft", ties=config.ties != "drop"
+        )
     if not groups["train"]:
         raise BadInput(f"{config.data}: no prompt with a ranking to learn from. Rank some, then export again.")
     return Inputs(
@@ -188,17 +116,23 @@ def _train(config: RmConfig, inputs: Inputs, *, run: Run, interrupt: Interrupt) 
         lora_r=config.lora_r,
         lora_alpha=config.lora_alpha,
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
+        load_in_4bit=config.load_in_4bit,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
     let_signals_in(model)
-    layout = PaddedRows(tokens_per_forward=config.tokens_per_forward)
+    layout = choose(
+        model.to(device()), inputs.train, packing=config.packing, tokens_per_forward=config.tokens_per_forward
+    )
     trainer = RewardTrainer(
         model=model,
         args=_arguments(config, run.path, evaluates=bool(inputs.held_out)),
         layout=layout,
+        objective=objective_of(config),
+        tokens_per_batch=config.tokens_per_batch,
         train_dataset=inputs.train,
         held_out=inputs.held_out,
         interrupt=interrupt,
-        callbacks=[RunProgress(run, interrupt)],
+        callbacks=[RunProgress(run, interrupt), *reporting.callbacks(config.report_to, run.path)],
     )
     trainer.remove_callback(PrinterCallback)  # it writes to standard output, where results go
     _announce(config, inputs, model=model)
@@ -209,6 +143,18 @@ def _train(config: RmConfig, inputs: Inputs, *, run: Run, interrupt: Interrupt) 
         trainer.save_now()
         raise
     _finish(config, inputs, trainer=trainer, run=run)
+
+
+def objective_of(config: RmConfig) -> RewardLoss:
+    """What is minimised, by the flags."""
+    return RewardLoss(
+        loss=config.loss,
+        ties=config.ties,
+        tie_strength=config.tie_strength,
+        label_smoothing=config.label_smoothing,
+        margin=config.margin,
+        center_rewards_coefficient=config.center_rewards_coefficient,
+    )
 
 
 def _arguments(config: RmConfig, output: Path, *, evaluates: bool) -> TrainingArguments:
@@ -235,8 +181,8 @@ def _arguments(config: RmConfig, output: Path, *, evaluates: bool) -> TrainingAr
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
         disable_tqdm=True,
+        **reporting.settings(config.report_to, output),
     )
 
 
@@ -247,28 +193,41 @@ def _announce(config: RmConfig, inputs: Inputs, *, model: nn.Module) -> None:
         log.info("%s: %s", split, counted or "no prompts")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("weights: %s trained of %s", f"{trained:,}", f"{sum(p.numel() for p in model.parameters()):,}")
-    prompts, batch = len(inputs.train), config.per_device_train_batch_size
-    steps = math.ceil(prompts / batch)
-    tokens = inputs.reports["train"].tokens / steps
-    log.info("steps per epoch: %d prompts / %d a step = %d, about %.0f tokens a step", prompts, batch, steps, tokens)
+    prompts, found = len(inputs.train), inputs.reports["train"]
+    share = found.tokens_expanded / found.tokens
+    log.info("tokens: %s, %.1f times fewer than the same comparisons as pairs", f"{found.tokens:,}", share)
+    if not config.tokens_per_batch:
+        batch = config.per_device_train_batch_size
+        steps = math.ceil(prompts / batch)
+        line = "steps per epoch: %d prompts / %d a step = %d, about %.0f tokens a step"
+        log.info(line, prompts, batch, steps, found.tokens / steps)
 
 
 def _finish(config: RmConfig, inputs: Inputs, *, trainer: RewardTrainer, run: Run) -> None:
-    """Save the adapter, evaluate, write the card."""
+    """Normalize, evaluate, save the adapter, write the card."""
     run.update(message="evaluating", eta_s=None)
-    found = trainer.evaluate() if inputs.held_out else None
-    if found is None:
+    normalized = None
+    if config.normalize:
+        normalized = normalize_rewards(cast(nn.Module, trainer.model), inputs.train, trainer.layout)
+    evaluation = None
+    if inputs.held_out:
+        evaluation = trainer.evaluation(scale=normalized.std_before if normalized else 1.0)
+        evaluation.draw(run.path / "eval.png")
+    else:
         log.info("no held-out prompts: nothing to evaluate on")
+    found = evaluation.found if evaluation else None
     write_json(
         run.path / "eval.json",
         {
             "eval": found,
+            "normalization": asdict(normalized) if normalized else None,
+            "layout": type(trainer.layout).__name__,
             "groups": {split: asdict(r) for split, r in inputs.reports.items()},
             "data": str(config.data),
             "manifest_sha256": inputs.manifest_sha256,
         },
     )
-    report.save_adapter(trainer.model, inputs.tokenizer, run.path / "adapter")
+    report.save_adapter(trainer.model, inputs.tokenizer, run.path / "adapter", normalized)
     report.write_card(run.path, needs_resize=report.pad_is_new(trainer.model, inputs.tokenizer))
     report.draw_curves(run.path)
     log.info("done: %s", report.in_words(found))

@@ -16,8 +16,9 @@ from data.json_lines import encode_json
 from train.configs import ScoreConfig
 from train.files import atomic_text, check_out_file
 from train.groups import encode_group
+from train.layouts import choose, score_groups
 from train.models import device, load_config, load_tokenizer, resolve
-from train.rewards import PaddedRows, load_reward_model, row_limit, score_groups
+from train.rewards import load_reward_model, row_limit
 
 DEFAULT_MAX_LENGTH = 1024
 
@@ -37,10 +38,11 @@ def main(config: ScoreConfig) -> str:
     model = load_reward_model(source, dtype=torch.bfloat16 if config.bf16 else torch.float32).to(device())
     asked = config.max_length or source.max_length or DEFAULT_MAX_LENGTH
     limit = row_limit(load_config(source), asked=asked)
-    counts = {"prompts_cut": 0, "responses_cut": 0}
+    counts = {"prompts_cut": 0, "responses_cut": 0, "boundaries_moved": 0}
     groups = [encode_group(r, tokenizer, max_length=limit, counts=counts) for r in records]
     scores: list[list[float]] = [[] for _ in groups]
-    found = score_groups(model, groups, PaddedRows(config.tokens_per_forward))
+    layout = choose(model, groups, packing=config.packing, tokens_per_forward=config.tokens_per_forward)
+    found = score_groups(model, groups, layout)
     for number, own in tqdm(found, total=len(groups), unit="prompt", file=sys.stderr, disable=None):
         scores[number] = own
     rows = [encode_json({"id": r.id, "scores": own}) for r, own in zip(records, scores, strict=True)]

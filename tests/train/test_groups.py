@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from data.records import PromptRecord, read_record
 from tests.train.made import rows
-from train.groups import comparison_tensors, cut, encode_records
+from train.groups import comparison_tensors, encode_records, fit, ranking_tensors
 
 
 def records(count: int = 24) -> list[PromptRecord]:
@@ -59,12 +61,49 @@ def test_a_response_longer_than_the_limit_keeps_its_end_and_is_counted(tokenizer
     assert tokenizer.decode(list(group.rows[0])).endswith("short<|im_end|>")
 
 
-def test_cutting_keeps_the_bos() -> None:
-    kept, too_long = cut([[7, 1, 2, 3, 4, 9], [7, 1, 2, 3, 9]], prompt=[7, 1, 2, 3], max_length=4, bos=7)
-    assert kept == [[7, 3, 4, 9], [7, 3, 9]]
-    assert too_long == 0
-    kept, too_long = cut([[7, 1, 5, 6, 8, 9]], prompt=[7, 1], max_length=3, bos=7)
-    assert (kept, too_long) == ([[7, 8, 9]], 1)
+def test_cutting_keeps_the_bos_and_knows_what_is_still_shared() -> None:
+    found = fit([[7, 1, 2, 3, 4, 9], [7, 1, 2, 3, 9]], prompt=[7, 1, 2, 3], max_length=4, bos=7)
+    assert (found.rows, found.shared, found.responses_cut) == ([[7, 3, 4, 9], [7, 3, 9]], 2, 0)
+    found = fit([[7, 1, 5, 6, 8, 9]], prompt=[7, 1], max_length=3, bos=7)
+    assert (found.rows, found.shared, found.responses_cut) == ([[7, 8, 9]], 1, 1)
+
+
+def test_rows_share_the_prompt_and_no_more_and_each_keeps_a_token() -> None:
+    assert fit([[1, 2, 5, 9], [1, 2, 5, 8, 9]], prompt=[1, 2], max_length=9, bos=None).shared == 2
+    assert fit([[1, 2, 5, 9], [1, 3, 5, 9]], prompt=[1, 2, 3], max_length=9, bos=None).shared == 1
+    assert fit([[1, 2, 9], [1, 2, 9]], prompt=[1, 2, 9], max_length=9, bos=None).shared == 2
+
+
+def test_shared_tokens_are_counted_once_and_pairs_as_others_compute_them(tokenizer) -> None:
+    groups, report = encode_records(records()[2:3], tokenizer, max_length=512)
+    (group,) = groups
+    lengths = [len(row) for row in group.rows]
+    assert report.boundaries_moved == 0
+    assert tokenizer.decode(list(group.rows[0][: group.shared])).endswith("assistant\n")
+    assert report.tokens == group.tokens == group.shared + sum(n - group.shared for n in lengths)
+    assert report.tokens_expanded == 3 * sum(lengths)  # each of four responses is in three pairs
+
+
+def test_soft_votes_give_one_comparison_a_pair_and_dropped_ties_are_counted(tokenizer) -> None:
+    (soft,), report = encode_records(records()[1:2], tokenizer, max_length=512, soft=True)
+    assert [(c.chosen, c.rejected, c.preference, c.tie) for c in soft.comparisons] == [
+        (1, 2, 0.5, 1.0),
+        (1, 3, 0.5, 0.0),
+        (2, 3, 1.0, 0.0),
+    ]
+    assert report.ties == 1
+    groups, report = encode_records(records(), tokenizer, max_length=512, ties=False)
+    assert (report.ties, report.ties_dropped, report.without_comparison) == (0, 2, 1)
+    assert sum(c.weight for g in groups for c in g.comparisons) == pytest.approx(report.rankings)
+
+
+def test_rankings_are_listed_by_tier_without_unranked_responses(tokenizer) -> None:
+    groups, _ = encode_records(records()[:2], tokenizer, max_length=512)
+    found = {k: v.tolist() for k, v in ranking_tensors(groups).items()}
+    assert len(groups[0].rows) == 2
+    assert found["ranking"] == [0, 0, 1, 1, 1, 2, 2]
+    assert found["listed"][2:] == [2, 3, 4, 4, 2]  # A1=A2>A3, then A3>A1
+    assert found["tier"][2:] == [0, 0, 1, 0, 1]
 
 
 def test_comparisons_point_at_rows_laid_end_to_end(tokenizer) -> None:

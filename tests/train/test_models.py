@@ -8,22 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from data.errors import BadInput, NotFound, UserError
+from tests.train.adapters import causal_adapter, edit, reward_run
 from tests.train.made import byte_tokenizer
 from train import smollm2
-from train.models import load_causal, load_config, load_tokenizer, resolve
+from train.__main__ import main
+from train.models import known_warnings, load_causal, load_config, load_tokenizer, resolve, trainable_base
+from train.rewards import load_reward_model, new_reward_model
 
 
 def copy(folder: Path, to: Path) -> Path:
     shutil.copytree(folder, to)
     return to
-
-
-def edit(path: Path, **changes: object) -> None:
-    value = json.loads(path.read_text())
-    path.write_text(json.dumps({**value, **changes}))
 
 
 def test_a_folder_is_taken_as_it_is(tiny: Path, tmp_path: Path) -> None:
@@ -132,3 +131,123 @@ def test_weights_that_do_not_fit_their_config_are_told(tiny: Path, tmp_path: Pat
     with pytest.raises(BadInput, match="its weights cannot be loaded"):
         load_causal(resolve(str(folder), workspace=tmp_path), dtype=torch.float32)
     assert AutoModelForCausalLM  # the folder itself was a causal model
+
+
+def test_a_run_tells_how_its_adapter_was_trained_and_so_does_the_adapter_within(tiny: Path, tmp_path: Path) -> None:
+    run = reward_run(tiny, tmp_path / "run")
+    edit(run / "config.json", load_in_4bit=True)
+    for name in (run, run / "adapter"):
+        source = resolve(str(name), workspace=tmp_path)
+        assert (source.base, source.adapter, source.stage) == (str(tiny), run / "adapter", "rm")
+        assert (source.max_length, source.load_in_4bit, source.gives_rewards) == (64, True, True)
+
+
+def test_an_adapter_on_an_adapter_is_refused_since_the_lower_one_would_be_lost(tiny: Path, tmp_path: Path) -> None:
+    upper, lower = causal_adapter(tiny, tmp_path / "upper"), causal_adapter(tiny, tmp_path / "lower")
+    edit(upper / "adapter_config.json", base_model_name_or_path=str(lower))
+    with pytest.raises(BadInput, match=r"its base .*lower is an adapter itself\. Merge that with"):
+        resolve(str(upper), workspace=tmp_path)
+
+
+def test_adapters_that_cannot_be_read_are_told(tiny: Path, tmp_path: Path) -> None:
+    adapter = causal_adapter(tiny, tmp_path / "sft")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(BadInput, match=r"no adapter_model\.safetensors; weights must be safetensors"):
+        resolve(str(adapter), workspace=tmp_path)
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(BadInput, match=r"adapter_config\.json is no valid JSON"):
+        resolve(str(adapter), workspace=tmp_path)
+
+
+def test_a_reward_adapter_writes_nothing_and_a_language_adapter_gives_no_rewards(tiny: Path, tmp_path: Path) -> None:
+    rewards = shutil.copytree(reward_run(tiny, tmp_path / "run") / "adapter", tmp_path / "alone")
+    with pytest.raises(BadInput, match="a reward model scores responses and writes none"):
+        load_causal(resolve(str(rewards), workspace=tmp_path), dtype=torch.float32)
+    language = resolve(str(causal_adapter(tiny, tmp_path / "sft")), workspace=tmp_path)
+    with pytest.raises(BadInput, match="its adapter is no reward model"):
+        load_reward_model(language, dtype=torch.float32)
+
+
+def last_hidden(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+
+
+@pytest.mark.parametrize("family", ["tiny", "tiny_gpt2"])
+def test_a_reward_model_on_an_sft_adapter_starts_from_the_merged_weights(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    base = request.getfixturevalue(family)
+    adapter = causal_adapter(base, tmp_path / "sft", with_tokenizer=family == "tiny")
+    source = trainable_base(resolve(str(adapter), workspace=tmp_path / "ws"), tmp_path / "ws")
+    assert (source.name, source.adapter) == (str(adapter), None)
+    assert source.base.startswith(str(tmp_path / "ws" / "models" / "merged-"))
+    assert len(Path(source.base).name) == len("merged-") + 16
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    before = last_hidden(plain.base_model, ids)
+    with known_warnings():
+        tuned = PeftModel.from_pretrained(plain, adapter).eval()
+    expected = last_hidden(tuned.get_base_model().base_model, ids)
+    model = new_reward_model(source, lora_r=4, lora_alpha=8, dtype=torch.float32).eval()
+    classifier = model.get_base_model()
+    found = last_hidden(getattr(classifier, classifier.base_model_prefix), ids)
+    assert (before - expected).abs().max() > 0.01
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert load_tokenizer(source).pad_token_id != load_tokenizer(source).eos_token_id
+
+
+def test_training_from_an_sft_adapter_names_the_merged_base(tiny: Path, ranked: Path, tmp_path: Path) -> None:
+    adapter, run, workspace = causal_adapter(tiny, tmp_path / "sft"), tmp_path / "run", tmp_path / "ws"
+    flags = ["--output", str(run), "--workspace", str(workspace), "--max_steps", "1"]
+    assert main(["rm", "--model", str(adapter), "--data", str(ranked), *flags]) == 0
+    merged = trainable_base(resolve(str(adapter), workspace=workspace), workspace).base
+    assert resolve(str(run), workspace=workspace).base == merged
+    written = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == merged
+
+
+def test_the_merged_base_is_made_once_and_anew_when_the_adapter_changes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(seed: int) -> str:
+        adapter = causal_adapter(tiny, tmp_path / "sft", seed=seed)
+        return trainable_base(resolve(str(adapter), workspace=tmp_path), tmp_path).base
+
+    first, second = made(1), made(2)
+    assert first != second
+    with monkeypatch.context() as patch:
+        patch.setattr("train.models.load_weights", None)  # nothing is loaded again
+        assert made(1) == first
+    edit(tmp_path / "sft" / "adapter_config.json", lora_alpha=99)
+    assert trainable_base(resolve(str(tmp_path / "sft"), workspace=tmp_path), tmp_path).base not in (first, second)
+    folders = sorted(p.name for p in (tmp_path / "models").iterdir() if not p.name.endswith(".lock"))
+    assert len(folders) == 3
+    assert {Path(first).name, Path(second).name} < set(folders)
+
+
+def test_a_merge_that_fails_keeps_no_folder_and_works_the_next_time(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = resolve(str(causal_adapter(tiny, tmp_path / "sft")), workspace=tmp_path)
+
+    def full_disk(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedModel.save_pretrained", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            trainable_base(source, tmp_path)
+    assert [p.suffix for p in (tmp_path / "models").iterdir()] == [".lock"]
+    assert (Path(trainable_base(source, tmp_path).base) / "model.safetensors").exists()
+
+
+def test_a_base_stays_as_it_is_and_a_reward_model_is_none(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="train")
+    whole = resolve(str(tiny), workspace=tmp_path)
+    assert trainable_base(whole, tmp_path) is whole
+    run = resolve(str(reward_run(tiny, tmp_path / "run")), workspace=tmp_path)
+    with pytest.raises(BadInput, match=rf"rewards cannot be a base\. Start from {tiny}\."):
+        trainable_base(run, tmp_path)

@@ -6,97 +6,32 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import LlamaForSequenceClassification
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data.errors import BadInput
 from data.records import read_record
 from tests.train.made import rows
-from train.groups import Group, comparison_tensors, encode_records
-from train.losses import pairwise_loss
+from train.groups import Group, encode_records
+from train.layouts import Layout, PaddedRows, TreeRows, collate, scores
 from train.models import load_tokenizer, resolve
-from train.rewards import Float32Head, PaddedRows, load_reward_model, new_reward_model, score_groups
+from train.rewards import Float32Head, load_reward_model, new_reward_model
+from train.tree_attention import NAME as TREE
 
 WIDE = 1_000_000
 
 
-def made(folder: Path, dtype: torch.dtype = torch.float64):
+def made(folder: Path, dtype: torch.dtype = torch.float64, **options: bool):
     source = resolve(str(folder), workspace=folder)
     torch.manual_seed(1)
-    model = new_reward_model(source, lora_r=4, lora_alpha=8, dtype=dtype)
+    model = new_reward_model(source, lora_r=4, lora_alpha=8, dtype=dtype, **options)
     for name, p in model.named_parameters():
         if p.requires_grad and "lora_B" in name:
             torch.nn.init.normal_(p, std=0.3)  # zero at first: no gradient would reach lora_A
     model.to(dtype)
-    if dtype == torch.float64:
-        exact_norms(model)
     records = [read_record(row, where="here") for row in rows(9)]
     groups, _ = encode_records(records, load_tokenizer(source), max_length=200)
     return model, groups
-
-
-def exact_norms(model) -> None:
-    """Llama's norm rounds to float32 inside, which alone would cost 1e-8: the same norm without rounding."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, LlamaRMSNorm):
-                exact = torch.nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=torch.float64)
-                exact.weight = child.weight
-                setattr(module, name, exact)
-
-
-def batch_loss(model, groups: list[Group], layout: PaddedRows) -> torch.Tensor:
-    batch = {**layout.collate(groups), **comparison_tensors(groups, dtype=torch.float64)}
-    scores = layout.scores(model, batch)
-    chosen, rejected = scores[batch["chosen"]], scores[batch["rejected"]]
-    return pairwise_loss(chosen, rejected, preference=batch["preference"], weight=batch["weight"])
-
-
-def alone_score(model, row: tuple[int, ...]) -> torch.Tensor:
-    """One response in a batch of its own, without padding."""
-    length = len(row)
-    return model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, length), lengths=torch.tensor([length]))
-
-
-def gradients(model) -> dict[str, torch.Tensor]:
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("family", ["tiny", "tiny_gpt2"])
-@pytest.mark.parametrize("tokens_per_forward", [WIDE, 100])
-def test_groups_equal_one_pair_at_a_time_in_scores_and_gradients(family, tokens_per_forward, request) -> None:
-    """Each comparison alone, two unpadded rows a forward, summed by weight: float64, all adapters and the head."""
-    model, groups = made(request.getfixturevalue(family))
-    model.train()
-    loss = batch_loss(model, groups, PaddedRows(tokens_per_forward))
-    loss.backward()
-    grouped = gradients(model)
-    model.zero_grad()
-
-    total = sum(c.weight for g in groups for c in g.comparisons)
-    alone = 0.0
-    for g in groups:
-        for c in g.comparisons:
-            pair = [alone_score(model, g.rows[n - 1]) for n in (c.chosen, c.rejected)]
-            one = pairwise_loss(*pair, preference=torch.tensor([c.preference]), weight=torch.tensor([1.0]))
-            one = one * c.weight / total
-            one.backward()
-            alone += one.item()
-
-    assert loss.item() == pytest.approx(alone, abs=1e-9)
-    expanded = gradients(model)
-    assert grouped.keys() == expanded.keys()
-    assert sum("lora_" in name for name in grouped) >= 2 * 2 * 4
-    assert any("score" in name for name in grouped)
-    for name, gradient in grouped.items():
-        torch.testing.assert_close(gradient, expanded[name], rtol=0, atol=1e-9)
-
-
-def test_scores_do_not_depend_on_batch_padding_or_order(tiny: Path) -> None:
-    model, groups = made(tiny)
-    model.eval()
-    together = dict(score_groups(model, groups, PaddedRows(WIDE)))
-    for i, own in score_groups(model, groups[::-1], PaddedRows(1, fill=77), at_a_time=1):
-        assert own == pytest.approx(together[len(groups) - 1 - i], abs=1e-12)
 
 
 def test_the_scored_position_is_the_last_by_length_even_where_text_holds_the_pad_token(tiny: Path) -> None:
@@ -106,8 +41,9 @@ def test_the_scored_position_is_the_last_by_length_even_where_text_holds_the_pad
         row = list(groups[0].rows[0])
         odd = (*row[:-1], 0, 0)  # ends with what the padding is made of
         pair = Group("a", (tuple(odd), tuple(row) * 2), (1, 1))
-        plain = PaddedRows(WIDE).scores(model, PaddedRows(WIDE).collate([pair]))
-        single = alone_score(model, tuple(odd))
+        plain = scores(model, collate(PaddedRows(WIDE), [pair]))
+        ids, end = torch.tensor([odd]), torch.tensor([len(odd) - 1])
+        single = model(input_ids=ids, attention_mask=torch.ones_like(ids), ends=end)
     assert plain[0].item() == pytest.approx(single[0].item(), abs=1e-12)
 
 
@@ -115,7 +51,7 @@ def test_dropout_is_off_and_all_linear_layers_but_the_head_are_adapted(tiny_gpt2
     model, groups = made(tiny_gpt2, torch.float32)
     model.train()
     layout = PaddedRows(WIDE)
-    first, second = (layout.scores(model, layout.collate(groups)) for _ in range(2))
+    first, second = (scores(model, collate(layout, groups)) for _ in range(2))
     assert torch.equal(first, second)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {n.split(".")[-4] for n in trained if "lora_A" in n} == {"c_attn", "c_proj", "c_fc"}
@@ -139,7 +75,7 @@ def test_the_head_computes_in_float32_inside_autocast(tiny: Path) -> None:
     assert head.weight.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert head(torch.randn(2, 32, dtype=torch.bfloat16)).dtype == torch.float32
-        assert PaddedRows(WIDE).scores(model, PaddedRows(WIDE).collate(groups)).dtype == torch.float32
+        assert scores(model, collate(PaddedRows(WIDE), groups)).dtype == torch.float32
 
 
 def test_a_bfloat16_base_keeps_its_head_and_adapters_in_float32(tiny: Path) -> None:
@@ -149,21 +85,45 @@ def test_a_bfloat16_base_keeps_its_head_and_adapters_in_float32(tiny: Path) -> N
     assert kinds == {True: torch.float32, False: torch.bfloat16}
 
 
-def test_a_batch_over_the_token_budget_gives_the_same_scores(tiny: Path) -> None:
-    model, groups = made(tiny)
-    with torch.no_grad():
-        whole = PaddedRows(WIDE).scores(model, PaddedRows(WIDE).collate(groups))
-        parts = PaddedRows(60).scores(model, PaddedRows(60).collate(groups))
-    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-12)
-
-
-def test_collating_lays_comparisons_beside_rows(tiny: Path) -> None:
-    _, groups = made(tiny)
-    batch = PaddedRows(WIDE).collate(groups)
-    assert batch["input_ids"].shape == (sum(len(g.rows) for g in groups), max(len(r) for g in groups for r in g.rows))
-    assert torch.equal(batch["chosen"], comparison_tensors(groups)["chosen"])
-
-
 def test_a_model_without_a_score_head_gives_no_rewards(tiny: Path) -> None:
     with pytest.raises(BadInput, match=r"this model has no score head\. Train one with"):
         load_reward_model(resolve(str(tiny), workspace=tiny), dtype=torch.float32)
+
+
+def gradients(model: torch.nn.Module, groups: list[Group], layout: Layout) -> dict[str, torch.Tensor]:
+    batch = collate(layout, groups)
+    scores(model.train(), batch).square().sum().backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("family", ["tiny", "tiny_gpt2"])
+@pytest.mark.parametrize("layout", [PaddedRows(WIDE), PaddedRows(100), TreeRows(WIDE)], ids=str)
+def test_gradient_checkpointing_changes_no_gradient(
+    family: str, layout: Layout, request: pytest.FixtureRequest
+) -> None:
+    """In one forward, in several that are computed again themselves, and in tree rows."""
+    folder = request.getfixturevalue(family)
+    attention = TREE if isinstance(layout, TreeRows) else "sdpa"
+    model, groups = made(folder)
+    model.get_base_model().set_attn_implementation(attention)
+    expected = gradients(model, groups, layout)
+    model, groups = made(folder, gradient_checkpointing=True)
+    model.get_base_model().set_attn_implementation(attention)
+    runs = []
+    layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
+    layer.register_forward_pre_hook(lambda *_: runs.append("layer"))
+    norm = next(m for n, m in layer.named_modules() if "norm" in n or n.startswith("ln"))
+    norm.register_forward_pre_hook(lambda *_: runs.append("within"))
+    found = gradients(model, groups, layout)
+    assert runs.count("within") > runs.count("layer")  # computed again
+    assert found.keys() == expected.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-12 * gradient.abs().max(), name
+
+
+def test_gradient_checkpointing_where_a_model_has_none_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaForSequenceClassification, "supports_gradient_checkpointing", False)
+    with pytest.raises(BadInput, match=r"^--gradient_checkpointing: the model .* cannot do it\. Leave it out\."):
+        made(tiny, gradient_checkpointing=True)

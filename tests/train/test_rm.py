@@ -18,6 +18,7 @@ from data.importing import read_records
 from tests.train.made import rows, write_rows
 from train.__main__ import main
 from train.chat import encode_response
+from train.losses import RewardLoss
 from train.models import known_warnings
 from train.run import checkpoint_step, read_evaluation, read_metrics, read_status
 
@@ -148,8 +149,8 @@ def test_resuming_refuses_other_settings_a_done_run_and_changed_data(
 def test_a_loss_that_is_no_number_ends_the_run_with_the_step(
     tiny: Path, ranked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, factors = stage.pairwise_loss, iter([1.0, 1.0, float("nan")])
-    monkeypatch.setattr(stage, "pairwise_loss", lambda *a, **k: real(*a, **k) * next(factors))
+    real, factors = RewardLoss.__call__, iter([1.0, 1.0, float("nan")])
+    monkeypatch.setattr(RewardLoss, "__call__", lambda *a, **k: real(*a, **k) * next(factors))
     assert train(tiny, ranked, tmp_path / "run") == 2
     assert "error: step 3: the loss is nan" in capsys.readouterr().err
     status = read_status(tmp_path / "run")

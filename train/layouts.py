@@ -1,0 +1,216 @@
+"""How the responses of some groups are laid out for the model, and their rewards read back.
+
+`TreeRows` computes each prompt once and each response once; `PaddedRows` gives every response a row of its own. Both
+give the same rewards and the same gradients; `choose` takes the first wherever the model does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data.errors import BadInput
+from train.groups import Group, comparison_tensors, ranking_tensors
+from train.tree_attention import NAME, Tree, Trees
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+"""What one pass of the model needs: `rows`, keyword arguments of one forward each, and the comparisons' tensors."""
+
+_NOISE = 5.0
+"""Tree rows may differ from single rows by this many times what padded rows differ by; 1e-4 at least."""
+
+
+class Layout(Protocol):
+    """Trainer and evaluation know no more than this."""
+
+    @property
+    def tokens_per_forward(self) -> int:
+        """The most tokens of one forward."""
+
+    def tokens(self, group: Group) -> int:
+        """Tokens the model computes for one group."""
+
+    def rows(self, groups: Sequence[Group]) -> list[Batch]:
+        """Keyword arguments of the model, one entry a forward."""
+
+
+@dataclass(frozen=True)
+class TreeRows:
+    """One row for all groups, each `[prompt | r1 | … | rK]`; one over `tokens_per_forward` is split by responses."""
+
+    tokens_per_forward: int
+
+    def tokens(self, group: Group) -> int:
+        return group.tokens
+
+    def rows(self, groups: Sequence[Group]) -> list[Batch]:
+        fits = sum(map(self.tokens, groups)) <= self.tokens_per_forward
+        return [_tree_row(groups)] if fits else [_tree_row([part]) for g in groups for part in self._split(g)]
+
+    def _split(self, group: Group) -> Iterator[Group]:
+        """The group in parts, each with the whole prompt and as many responses as fit (one at least), in order."""
+        part: list[tuple[int, ...]] = []
+        for row in group.rows:
+            if part and replace(group, rows=(*part, row)).tokens > self.tokens_per_forward:
+                yield replace(group, rows=tuple(part))
+                part = []
+            part.append(row)
+        yield replace(group, rows=tuple(part))
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """One row a response, padded on the right; a batch over `tokens_per_forward` takes several forwards.
+
+    `fill`: the id in padded places. It is masked, so that any id of the embedding does.
+    """
+
+    tokens_per_forward: int
+    fill: int = 0
+
+    def tokens(self, group: Group) -> int:
+        return len(group.rows) * max(map(len, group.rows))
+
+    def rows(self, groups: Sequence[Group]) -> list[Batch]:
+        rows = [row for g in groups for row in g.rows]
+        longest = max(map(len, rows))
+        at_once = max(self.tokens_per_forward // longest, 1)
+        return [self._padded(rows[i : i + at_once]) for i in range(0, len(rows), at_once)]
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Batch:
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.fill)
+        lengths = torch.tensor([len(row) for row in rows])
+        return {
+            "input_ids": ids,
+            "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
+            "ends": torch.arange(len(rows)) * ids.shape[1] + lengths - 1,
+        }
+
+
+def _tree_row(groups: Sequence[Group]) -> Batch:
+    ids: list[int] = []
+    trees = []
+    for group in groups:
+        shared = group.shared
+        trees.append(Tree(len(ids), shared, tuple(len(row) - shared for row in group.rows)))
+        ids += group.rows[0][:shared]
+        for row in group.rows:
+            ids += row[shared:]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.cat([tree.positions() for tree in trees])[None],
+        # Four dimensions: models take it for a mask made by the caller and hand it on; `trees` says the rest.
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        "trees": Trees(trees),
+        "ends": torch.tensor([end - 1 for tree in trees for end in tree.ends]),
+    }
+
+
+def collate(layout: Layout, groups: Sequence[Group]) -> Batch:
+    """One pass over some groups: the rows, the number of their tokens, and the comparisons as indices into `scores`."""
+    rows = layout.rows(groups)
+    tokens = sum(row["input_ids"].numel() for row in rows)
+    return {"rows": rows, "tokens": tokens, **comparison_tensors(groups), **ranking_tensors(groups)}
+
+
+def scores(model: nn.Module, batch: Batch) -> Tensor:
+    """The rewards of all responses, group after group. Shape (number of responses,), float32."""
+    rows = batch["rows"]
+    if len(rows) == 1 or not torch.is_grad_enabled():
+        return torch.cat([model(**row) for row in rows])
+    # Too much for one forward, yet the loss needs all rewards: each row is computed again when its gradient is due.
+    return torch.cat([cast(Tensor, checkpoint(model, use_reentrant=False, **row)) for row in rows])
+
+
+def parts(layout: Layout, groups: Sequence[Group]) -> Iterator[list[int]]:
+    """The groups' numbers in passes of at most `tokens_per_forward` tokens (one group at least), in order."""
+    part: list[int] = []
+    spent = 0
+    for i, group in enumerate(groups):
+        tokens = layout.tokens(group)
+        if part and spent + tokens > layout.tokens_per_forward:
+            yield part
+            part, spent = [], 0
+        part.append(i)
+        spent += tokens
+    if part:
+        yield part
+
+
+@torch.inference_mode()
+def score_groups(model: nn.Module, groups: Sequence[Group], layout: Layout) -> Iterator[tuple[int, list[float]]]:
+    """Pairs of a group's number and its rewards, one a response; similar lengths together, so in no set order."""
+    order = sorted(range(len(groups)), key=lambda i: max(map(len, groups[i].rows)))
+    for numbers in parts(layout, [groups[i] for i in order]):
+        part = [groups[order[n]] for n in numbers]
+        batch = to_device({"rows": layout.rows(part)}, next(model.parameters()).device)
+        found = iter(scores(model, batch).tolist())
+        for n, group in zip(numbers, part, strict=True):
+            yield order[n], [next(found) for _ in group.rows]
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """The same batch with its tensors on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {k: to_device(v, device) for k, v in value.items()}
+    return [to_device(v, device) for v in value] if isinstance(value, list) else value
+
+
+def choose(
+    model: nn.Module,
+    groups: Sequence[Group],
+    *,
+    packing: Literal["auto", "tree", "padded"],
+    tokens_per_forward: int,
+) -> Layout:
+    """Tree rows if this model scores a group in one row as it scores its responses one at a time, else padded rows.
+
+    Models differ in what they do with masks and positions, some in silence; so the model at hand is tried, on the group
+    with the longest row. Raises BadInput where `packing` asks for tree rows and they differ.
+    """
+    padded = PaddedRows(tokens_per_forward)
+    if packing == "padded" or not groups:
+        return padded
+    problem = _difference(model, _longest(groups), padded=padded, tree=TreeRows(tokens_per_forward))
+    if not problem:
+        return TreeRows(tokens_per_forward)
+    if packing == "tree":
+        raise BadInput(f"--packing tree: this model gives other rewards in tree rows ({problem}). Use --packing auto.")
+    log.info("padded rows: this model gives other rewards in tree rows (%s)", problem)
+    return padded
+
+
+def _longest(groups: Sequence[Group]) -> Group:
+    """The longest row and its prompt, with two more of its responses at most: enough to see responses mix."""
+    group = max(groups, key=lambda g: max(map(len, g.rows)))
+    rows = sorted(group.rows, key=len, reverse=True)[:3]
+    return replace(group, rows=(*rows, rows[-1]) if len(rows) == 1 else tuple(rows))
+
+
+@torch.no_grad()
+def _difference(model: nn.Module, group: Group, *, padded: PaddedRows, tree: TreeRows) -> str:
+    """How tree rows differ from one response at a time, in words; empty where they do not."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        single = replace(padded, tokens_per_forward=1)
+        alone, together = (scores(model, to_device({"rows": way.rows([group])}, device)) for way in (single, padded))
+        cast(Any, model).get_base_model().set_attn_implementation(NAME)
+        found = scores(model, to_device({"rows": tree.rows([group])}, device))
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"[:200]
+    finally:
+        model.train(training)
+    allowed = max(1e-4, _NOISE * float((together - alone).abs().max()))
+    worst = float((found - alone).abs().max())
+    return "" if worst <= allowed else f"off by {worst:.2g}, {allowed:.2g} allowed"

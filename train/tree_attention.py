@@ -1,0 +1,114 @@
+"""Attention over prompt groups in one row: `[prompt | r1 | … | rK]`, groups end to end, nothing padded.
+
+Each response attends to its prompt and to itself, as if it stood alone after the prompt. The prompt's queries, keys and
+values are computed once. One attention call a response over its own keys alone: a mask over the whole row, whose area
+grows with the square of the row, took 14 to 16 % longer a step (SmolLM2-135M on a CPU, K = 4 and 9, P = R = 128).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "tree"
+"""What models are told to use; the same as `sdpa` wherever no trees are given."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One group's place in a row, in tokens: the prompt at `start`, its responses right after it."""
+
+    start: int
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def ends(self) -> list[int]:
+        """The place after each response's last token."""
+        return list(accumulate(self.responses, initial=self.start + self.prompt))[1:]
+
+    def positions(self) -> Tensor:
+        """Position ids: each response goes on where the prompt stopped. Shape (tokens of the tree,)."""
+        return torch.cat(
+            [torch.arange(self.prompt), *(torch.arange(self.prompt, self.prompt + n) for n in self.responses)]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """The groups of one row, in order. Masks are made once a row and shared by the layers."""
+
+    trees: Sequence[Tree]
+    _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def mask(self, *, prompt: int, length: int, window: int | None, device: torch.device) -> Tensor:
+        """Which of prompt and response the response sees. Shape (length, prompt + length), bool."""
+        key = (prompt, length, window, device)
+        if key not in self._masks:
+            ones = torch.ones(length, prompt + length, dtype=torch.bool, device=device)
+            seen = ones.tril(prompt)
+            # A window counts positions: its own and those before, `window` in all.
+            self._masks[key] = seen if window is None else seen & ones.triu(prompt - window + 1)
+        return self._masks[key]
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """The `transformers` attention interface; with `trees` among the options, attention within each tree.
+
+    Shapes: query (1, heads, T, d), key and value (1, key heads, T, d); returns (1, T, heads, d).
+    """
+    trees: Trees | None = options.pop("trees", None)
+    if trees is None:
+        found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return found
+    if options.get("softcap") is not None:
+        raise ValueError("tree attention knows no softcap")
+    # One key head for several query heads: fast on CPUs; elsewhere a mask would take the slow kernel.
+    groups = query.shape[1] // key.shape[1]
+    shared = groups > 1 and query.device.type == "cpu"
+    if not shared:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    run = partial(scaled_dot_product_attention, scale=options.get("scaling"), enable_gqa=shared)
+    window: int | None = options.get("sliding_window")
+    parts = []
+    for tree in trees.trees:
+        k, v, q = (states[:, :, tree.start : tree.ends[-1]] for states in (key, value, query))
+        start = tree.prompt
+        if start:
+            parts.append(
+                _attend_prompt(run, q[:, :, :start], k[:, :, :start], v[:, :, :start], trees=trees, window=window)
+            )
+        for length in tree.responses:
+            own = slice(start, start + length)
+            seen = trees.mask(prompt=tree.prompt, length=length, window=window, device=query.device)
+            keys, values = (torch.cat([s[:, :, : tree.prompt], s[:, :, own]], dim=2) for s in (k, v))
+            parts.append(run(q[:, :, own], keys, values, attn_mask=seen))
+            start += length
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _attend_prompt(run: Any, query: Tensor, key: Tensor, value: Tensor, *, trees: Trees, window: int | None) -> Tensor:
+    """Plain causal attention: without a mask where no window cuts into it."""
+    length = query.shape[2]
+    if window is None or window >= length:
+        return cast(Tensor, run(query, key, value, is_causal=True))
+    return cast(
+        Tensor,
+        run(query, key, value, attn_mask=trees.mask(prompt=0, length=length, window=window, device=query.device)),
+    )
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
