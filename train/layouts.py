@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -205,7 +206,8 @@ def _difference(model: nn.Module, group: Group, *, padded: PaddedRows, tree: Tre
     try:
         single = replace(padded, tokens_per_forward=1)
         alone, together = (scores(model, to_device({"rows": way.rows([group])}, device)) for way in (single, padded))
-        cast(Any, model).get_base_model().set_attn_implementation(NAME)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        cast(Any, base).set_attn_implementation(NAME)
         found = scores(model, to_device({"rows": tree.rows([group])}, device))
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"[:200]

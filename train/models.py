@@ -35,6 +35,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SPARE = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<pad>", "[PAD]", "<unk>", "[UNK]")
 """Special tokens that models ship and do not use inside a conversation, in order of preference."""
 _NEW_PAD = "<|pad|>"
+MERGED_FROM_4BIT = "trained on the base in 4 bits, merged into the base in full precision: results differ slightly"
 MERGE_NOTE = "merge.json"
 """In a folder that `python -m train merge` wrote: what was merged, and the run's max_length."""
 
@@ -157,7 +158,7 @@ def load_adapter(model: Any, source: ModelSource) -> Any:
 
     try:
         with known_warnings():
-            return PeftModel.from_pretrained(model, str(source.adapter))
+            return PeftModel.from_pretrained(model, str(source.adapter), torch_device=str(model.device))
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise BadInput(
             f"--model {source.name}: its adapter does not fit its base {source.base} ({_first_line(error)})."
@@ -209,9 +210,6 @@ def trainable_base(source: ModelSource, workspace: Path) -> ModelSource:
     if source.load_in_4bit:
         log.info("%s: %s", source.name, MERGED_FROM_4BIT)
     return ModelSource(source.name, str(folder))
-
-
-MERGED_FROM_4BIT = "trained on the base in 4 bits, merged into the base in full precision: results differ slightly"
 
 
 @contextmanager

@@ -125,3 +125,13 @@ def test_one_call_evaluates_and_one_draws(tmp_path: Path) -> None:
     done.draw(tmp_path / "eval.png")
     assert done.found["accuracy"] == 1.0
     assert (tmp_path / "eval.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rewards_on_another_scale_keep_the_loss_and_the_calibration() -> None:
+    """Rewards brought to another deviation are read back with `scale`; who wins does not change anyway."""
+    groups = [group("A2>A1=A3", "A3>A1>A2", chars=(5, 9, 1))]
+    learned, brought = measure(groups, [[0.1, 0.4, -0.3]]), measure(groups, [[0.4, 1.6, -1.2]], scale=0.25)
+    assert brought["loss"] == pytest.approx(learned["loss"])
+    assert brought["calibration"]["ece"] == pytest.approx(learned["calibration"]["ece"])
+    assert brought["margin"] == pytest.approx(4 * learned["margin"])
+    assert measure(groups, [[0.4, 1.6, -1.2]])["loss"] != pytest.approx(learned["loss"])

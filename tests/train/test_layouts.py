@@ -174,6 +174,11 @@ def test_the_check_at_the_start_takes_every_family_in_tree_rows(family: str, fol
     assert isinstance(choose(model, made_groups(), packing="auto", tokens_per_forward=WIDE), TreeRows)
 
 
+def test_a_whole_model_without_adapters_is_taken_too(folder: Path) -> None:
+    model = reward_model(families.folder("llama", folder), dtype=torch.float32).merge_and_unload()
+    assert isinstance(choose(model, made_groups(), packing="tree", tokens_per_forward=WIDE), TreeRows)
+
+
 def test_a_model_that_scores_trees_otherwise_gets_padded_rows_and_a_line_in_the_log(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
