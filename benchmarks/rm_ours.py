@@ -23,7 +23,7 @@ from train.models import ModelSource, load_config, load_tokenizer, resolve
 from train.progress import RunProgress
 from train.reward_trainer import RewardTrainer
 from train.rewards import let_signals_in, new_reward_model
-from train.rm import _arguments, objective_of
+from train.rm import arguments_of, objective_of
 from train.run import Run
 
 
@@ -135,7 +135,7 @@ def _trainer(work: Work, config: RmConfig, *, prompts: int) -> RewardTrainer:
     interrupt = Interrupt()
     trainer = RewardTrainer(
         model=model,
-        args=_arguments(config, run.path, evaluates=False),
+        args=arguments_of(config, run.path, evaluates=False),
         layout=choose(model, groups, packing=config.packing, tokens_per_forward=config.tokens_per_forward),
         objective=objective_of(config),
         train_dataset=groups,

@@ -171,6 +171,8 @@ class EvaluateConfig:
     """Longest prompt with response, in tokens; 0 means as in the run's training (1024 for a folder)."""
     bf16: bool = False
     """Compute in bfloat16: faster on most GPUs; scores differ in the third digit."""
+    plot: Path | None = None
+    """Also draw the measures into this PNG file."""
     json: bool = False
     """Print one JSON object instead of lines."""
 

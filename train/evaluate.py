@@ -12,7 +12,8 @@ from data.errors import BadInput
 from data.exporting import read_dataset
 from train import report
 from train.configs import EvaluateConfig
-from train.evaluation import evaluate
+from train.evaluation import Evaluation
+from train.files import check_out_file
 from train.groups import encode_records
 from train.layouts import choose
 from train.models import device, load_config, load_tokenizer, resolve
@@ -25,6 +26,8 @@ _PROMPTS = {"eval": "held-out", "train": "training", "all": "overall"}
 
 def main(config: EvaluateConfig) -> str:
     """Say how well the model's rewards agree with the rankings."""
+    if config.plot is not None:
+        check_out_file(config.plot, flag="--plot")
     dataset = read_dataset(config.data, eval_fraction=config.eval_fraction)
     records = [r for r in dataset.records if config.split in ("all", r.split)]
     source = resolve(config.model, workspace=config.workspace)
@@ -37,11 +40,14 @@ def main(config: EvaluateConfig) -> str:
         )
     model = load_reward_model(source, dtype=torch.bfloat16 if config.bf16 else torch.float32).to(device())
     layout = choose(model, groups, packing=config.packing, tokens_per_forward=config.tokens_per_forward)
-    found = evaluate(model, groups, layout, scale=logit_scale(source.adapter or Path(source.base)))
+    scale = logit_scale(source.adapter or Path(source.base))
+    evaluation = Evaluation.of(model, groups, layout, scale=scale)
+    if config.plot is not None:
+        evaluation.draw(config.plot)
     result = {
-        "eval": found,
+        "eval": evaluation.found,
         "groups": asdict(counted),
         "split": config.split,
         "manifest_sha256": dataset.manifest_sha256,
     }
-    return json.dumps(result) if config.json else report.in_words(found, prompts=_PROMPTS[config.split])
+    return json.dumps(result) if config.json else report.in_words(evaluation.found, prompts=_PROMPTS[config.split])

@@ -12,12 +12,12 @@ from transformers import BitsAndBytesConfig
 from data.errors import BadInput
 
 
-def quantization(dtype: torch.dtype, *, whole: Sequence[str] | None) -> BitsAndBytesConfig:
+def quantization(dtype: torch.dtype, *, whole: Sequence[str] | None, device: torch.device) -> BitsAndBytesConfig:
     """The library's setting. `dtype`: what is computed in. `whole`: names of the layers left as they are.
 
     Raises BadInput where bitsandbytes is missing or does not work.
     """
-    check(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    check(device)
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -48,7 +48,7 @@ class GroupReport:
     without_ranking: int = 0
     """Prompts nobody ranked: left out."""
     without_comparison: int = 0
-    """Prompts whose rankings place fewer than two responses: left out."""
+    """Ranked prompts without a comparison: fewer than two responses placed, or only ties that are dropped. Left out."""
     only_ties: int = 0
     """Used prompts in which no response was preferred to another."""
     rankings: int = 0
@@ -174,23 +174,21 @@ class Fitted:
 
 
 def fit(rows: Sequence[list[int]], *, prompt: Sequence[int], max_length: int, bos: int | None) -> Fitted:
-    """Cut rows to `max_length` tokens from the left, so that the scored EOS and the response's end stay.
+    """Cut rows to `max_length` tokens: first the prompt's start, then that of responses still too long.
 
-    All rows lose the same part of the prompt, as far as that goes: responses are compared on one prompt. A BOS at the
-    start stays there.
+    All rows lose the same part of the prompt, for responses are compared on one prompt; of a long one a quarter of
+    `max_length` stays, so that one overlong response does not cost the others their prompt. A BOS at the start stays,
+    and so do the scored EOS and each response's end.
     """
-    spare = _shared_prefix([*rows, prompt])
-    excess = max(map(len, rows)) - max_length
-    if excess <= 0:
-        return Fitted(list(rows), shared=min(spare, min(map(len, rows)) - 1), responses_cut=0)
-    head = [bos] if bos is not None and rows[0][0] == bos else []
-    start = max(min(excess + len(head), spare), len(head))
-    kept = [row[start:] for row in rows]
-    room = max_length - len(head)
-    too_long = sum(len(row) > room for row in kept)
-    shared = len(head) + (0 if too_long else spare - start)
-    fitted = [head + row[-room:] for row in kept]
-    return Fitted(fitted, shared=min(shared, min(map(len, fitted)) - 1), responses_cut=too_long)
+    shared = min(_shared_prefix([*rows, prompt]), min(map(len, rows)) - 1)
+    if max(map(len, rows)) <= max_length:
+        return Fitted(list(rows), shared=shared, responses_cut=0)
+    head = [bos] if bos is not None and shared and rows[0][0] == bos else []
+    longest = max(map(len, rows)) - shared
+    kept = min(shared - len(head), max(max_length - len(head) - longest, max_length // 4))
+    room = max_length - len(head) - kept
+    fitted = [head + row[shared - kept : shared] + row[shared:][-room:] for row in rows]
+    return Fitted(fitted, shared=len(head) + kept, responses_cut=sum(len(row) - shared > room for row in rows))
 
 
 def _shared_prefix(rows: Sequence[Sequence[int]]) -> int:

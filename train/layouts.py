@@ -36,8 +36,8 @@ class Layout(Protocol):
     def tokens_per_forward(self) -> int:
         """The most tokens of one forward."""
 
-    def tokens(self, group: Group) -> int:
-        """Tokens the model computes for one group."""
+    def tokens(self, groups: Sequence[Group]) -> int:
+        """Tokens the model computes for some groups in one pass."""
 
     def rows(self, groups: Sequence[Group]) -> list[Batch]:
         """Keyword arguments of the model, one entry a forward."""
@@ -49,11 +49,11 @@ class TreeRows:
 
     tokens_per_forward: int
 
-    def tokens(self, group: Group) -> int:
-        return group.tokens
+    def tokens(self, groups: Sequence[Group]) -> int:
+        return sum(g.tokens for g in groups)
 
     def rows(self, groups: Sequence[Group]) -> list[Batch]:
-        fits = sum(map(self.tokens, groups)) <= self.tokens_per_forward
+        fits = self.tokens(groups) <= self.tokens_per_forward
         return [_tree_row(groups)] if fits else [_tree_row([part]) for g in groups for part in self._split(g)]
 
     def _split(self, group: Group) -> Iterator[Group]:
@@ -77,8 +77,9 @@ class PaddedRows:
     tokens_per_forward: int
     fill: int = 0
 
-    def tokens(self, group: Group) -> int:
-        return len(group.rows) * max(map(len, group.rows))
+    def tokens(self, groups: Sequence[Group]) -> int:
+        rows = [row for g in groups for row in g.rows]
+        return len(rows) * max(map(len, rows))
 
     def rows(self, groups: Sequence[Group]) -> list[Batch]:
         rows = [row for g in groups for row in g.rows]
@@ -134,14 +135,11 @@ def scores(model: nn.Module, batch: Batch) -> Tensor:
 def parts(layout: Layout, groups: Sequence[Group]) -> Iterator[list[int]]:
     """The groups' numbers in passes of at most `tokens_per_forward` tokens (one group at least), in order."""
     part: list[int] = []
-    spent = 0
-    for i, group in enumerate(groups):
-        tokens = layout.tokens(group)
-        if part and spent + tokens > layout.tokens_per_forward:
+    for i in range(len(groups)):
+        if part and layout.tokens([groups[n] for n in (*part, i)]) > layout.tokens_per_forward:
             yield part
-            part, spent = [], 0
+            part = []
         part.append(i)
-        spent += tokens
     if part:
         yield part
 
@@ -182,7 +180,7 @@ def choose(
     padded = PaddedRows(tokens_per_forward)
     if packing == "padded" or not groups:
         return padded
-    problem = _difference(model, _longest(groups), padded=padded, tree=TreeRows(tokens_per_forward))
+    problem = _difference(model, _longest(groups), padded=padded)
     if not problem:
         return TreeRows(tokens_per_forward)
     if packing == "tree":
@@ -199,20 +197,25 @@ def _longest(groups: Sequence[Group]) -> Group:
 
 
 @torch.no_grad()
-def _difference(model: nn.Module, group: Group, *, padded: PaddedRows, tree: TreeRows) -> str:
-    """How tree rows differ from one response at a time, in words; empty where they do not."""
+def _difference(model: nn.Module, group: Group, *, padded: PaddedRows) -> str:
+    """How tree rows differ from one response at a time, in words. Empty where they do not: the model is then set up for
+    tree rows; else it is left as it was."""
     training, device = model.training, next(model.parameters()).device
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    before = base.config._attn_implementation
     model.eval()
     try:
         single = replace(padded, tokens_per_forward=1)
         alone, together = (scores(model, to_device({"rows": way.rows([group])}, device)) for way in (single, padded))
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        cast(Any, base).set_attn_implementation(NAME)
-        found = scores(model, to_device({"rows": tree.rows([group])}, device))
+        base.set_attn_implementation(NAME)
+        found = scores(model, to_device({"rows": [_tree_row([group])]}, device))
+        allowed = max(1e-4, _NOISE * float((together - alone).abs().max()))
+        worst = float((found - alone).abs().max())
+        problem = "" if worst <= allowed else f"off by {worst:.2g}, {allowed:.2g} allowed"
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"[:200]
+        problem = f"{type(error).__name__}: {error}"[:200]
     finally:
         model.train(training)
-    allowed = max(1e-4, _NOISE * float((together - alone).abs().max()))
-    worst = float((found - alone).abs().max())
-    return "" if worst <= allowed else f"off by {worst:.2g}, {allowed:.2g} allowed"
+    if problem:
+        base.set_attn_implementation(before)
+    return problem

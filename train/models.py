@@ -143,7 +143,7 @@ def load_weights(kind: Any, source: ModelSource, *, config: Any, dtype: torch.dt
     if load_in_4bit:
         # None: the library leaves out a language model's output layer by itself.
         whole = None if kind is AutoModelForCausalLM else ["score"]
-        options["quantization_config"] = four_bit.quantization(dtype, whole=whole)
+        options["quantization_config"] = four_bit.quantization(dtype, whole=whole, device=device())
     try:
         return kind.from_pretrained(
             source.base, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options

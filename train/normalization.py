@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.errors import BadInput
 from train.files import write_json
 from train.groups import Group
 from train.layouts import Layout, score_groups
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 FILE = "normalization.json"
 MAX_PROMPTS = 1000
 """Mean and deviation of so many prompts' responses are known to one or two hundredths."""
-_MAX_DISTORTION = 0.02
+_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_MAX_DISTORTION = 0.1
 """What the shift may change of a reward's distance to the others of its prompt, root mean square, in deviations."""
 
 
@@ -66,18 +68,21 @@ def normalize_rewards(model: nn.Module, groups: Sequence[Group], layout: Layout)
     """Change the head so that these groups' rewards have mean 0 and deviation 1. None where all rewards are equal."""
     states, prompts = _scored_states(model, groups[:: -(-len(groups) // MAX_PROMPTS)], layout)
     head = _trained_head(model)
-    weight = head.weight.detach()[0].double().cpu()
+    weight = head.weight.detach()[0].cpu().double()  # in this order: not every device has float64
     before = states @ weight
+    if not torch.isfinite(before).all():
+        raise BadInput("the trained rewards are no finite numbers. Train again with a lower --learning_rate.")
     if not before.std(correction=0) > 1e-6:
         log.info("rewards are not normalized: all of them are equal")
         return None
     scaled = weight / before.std(correction=0)
-    shifted = scaled - (states @ scaled).mean() * _even_direction(states)
+    level = (states @ scaled).mean()
+    distortion, ridge = min((_distortion(states, prompts, level=level, ridge=r), r) for r in _RIDGES)
+    shifted = scaled - level * _even_direction(states, ridge=ridge)
     shifted /= (states @ shifted).std(correction=0)
-    distortion = float(_within(states @ (shifted - scaled), prompts).square().mean().sqrt())
     chosen = shifted if distortion <= _MAX_DISTORTION else scaled
     with torch.no_grad():
-        head.weight.copy_(chosen[None])
+        head.weight.copy_(chosen[None].to(head.weight.dtype))
     after = states @ chosen
     found = Normalization(
         responses=len(states),
@@ -103,19 +108,31 @@ def _scored_states(model: nn.Module, groups: Sequence[Group], layout: Layout) ->
     finally:
         handle.remove()
         model.train(training)
-    return torch.cat(caught).double().cpu(), torch.tensor(numbers)
+    return torch.cat(caught).cpu().double(), torch.tensor(numbers)
 
 
-def _even_direction(states: Tensor) -> Tensor:
+def _distortion(states: Tensor, prompts: Tensor, *, level: Tensor, ridge: float) -> float:
+    """How much taking out `level` changes distances within prompts that the direction was not fitted to, in deviations.
+
+    The direction of every second prompt's states is tried on the others: where states are fewer than dimensions it
+    fits its own perfectly.
+    """
+    fitted = prompts % 2 == 0
+    tried = ~fitted if (~fitted).any() else fitted
+    moved = level * (states[tried] @ _even_direction(states[fitted], ridge=ridge))
+    return float(_within(moved, prompts[tried]).square().mean().sqrt())
+
+
+def _even_direction(states: Tensor, *, ridge: float) -> Tensor:
     """The direction with mean 1 over the states along which they vary least. Shape (d,).
 
-    That is C^-1 m / (m' C^-1 m) with mean m and covariance C, plus a thousandth of its average variance everywhere, so
+    That is C^-1 m / (m' C^-1 m) with mean m and covariance C, plus `ridge` times its average variance everywhere, so
     that fewer states than dimensions do.
     """
     mean = states.mean(dim=0)
     centred = states - mean
     covariance = centred.T @ centred / len(states)
-    covariance += torch.eye(len(mean), dtype=states.dtype) * (1e-3 * covariance.diagonal().mean() + 1e-12)
+    covariance += torch.eye(len(mean), dtype=states.dtype) * (ridge * covariance.diagonal().mean() + 1e-12)
     direction: Tensor = torch.linalg.solve(covariance, mean)
     return direction / torch.dot(mean, direction)
 

@@ -62,9 +62,9 @@ def draw_curves(path: Path) -> None:
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=key, markersize=4, linewidth=1)
+                axes.legend()
         axes.set_xlabel("step")
         axes.set_title(name)
-        axes.legend()
     figure.savefig(path / "curves.png", dpi=110)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -56,7 +56,7 @@ class RewardTrainer(Trainer):
         if not self.tokens_per_batch:
             return super().get_train_dataloader()
         groups = cast(Sequence[Group], self.train_dataset)
-        steps = TokenBatches([self.layout.tokens(g) for g in groups], self.tokens_per_batch, seed=self.args.seed)
+        steps = TokenBatches([self.layout.tokens([g]) for g in groups], self.tokens_per_batch, seed=self.args.seed)
         loader = DataLoader(cast(Any, groups), batch_sampler=steps, collate_fn=self._collate)
         return cast(DataLoader[Any], self.accelerator.prepare(loader))
 
@@ -93,7 +93,8 @@ class RewardTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was measured since the last row."""
         if "loss" in logs:
-            logs = {**logs, **self._window.close()}
+            logs = {**logs, **self._window.row()}
+            self._window = _Window()
         super().log(logs, start_time)
 
     def evaluate(self, *unused: Any, **also_unused: Any) -> dict[str, Any]:
@@ -110,7 +111,7 @@ class RewardTrainer(Trainer):
         self.interrupt.hold()
         if self._evaluated_at != self.state.global_step:
             self._evaluated_at = self.state.global_step
-            self.log({f"eval_{name}": v for name, v in made.found.items() if isinstance(v, int | float)})
+            self.log({f"eval_{name}": v for name, v in _logged(made.found, scale=scale).items()})
         self._window.restart_clock()
         return made
 
@@ -168,10 +169,16 @@ class _Window:
         self.margin += float(gaps.sum())
         self.tokens += batch["tokens"]
 
-    def close(self) -> dict[str, float]:
+    def row(self) -> dict[str, float]:
+        """What goes into the log."""
         seconds = time.monotonic() - self.since
         row = {"seconds": round(seconds, 3), "tokens_per_s": round(self.tokens / seconds, 1)}
         if self.strict:
             row |= {"accuracy": self.wins / self.strict, "margin": self.margin / self.strict}
-        self.__init__()  # type: ignore[misc]
         return row
+
+
+def _logged(found: Mapping[str, Any], *, scale: float) -> dict[str, float]:
+    """The plain numbers, differences of rewards in logits: one curve before and after the rewards are normalized."""
+    numbers = {k: v for k, v in found.items() if isinstance(v, int | float) and not k.startswith("reward_")}
+    return {k: v * scale if k in ("margin", "tie_gap", "tie_threshold") else v for k, v in numbers.items()}

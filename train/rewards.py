@@ -100,11 +100,17 @@ def _hook_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
 def load_reward_model(source: ModelSource, *, dtype: torch.dtype) -> nn.Module:
     """A trained reward model, in evaluation mode. Raises BadInput where `source` is none."""
     if source.adapter is None:
-        architectures = AutoConfig.from_pretrained(source.base).architectures or []
+        config = AutoConfig.from_pretrained(source.base)
+        architectures = config.architectures or []
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             raise BadInput(
                 f"--model {source.name}: this model has no score head. Train one with `python -m train rm` and give "
                 "its run folder."
+            )
+        if config.num_labels != 1:
+            raise BadInput(
+                f"--model {source.name}: a classifier of {config.num_labels} labels; a reward model has one. Give a "
+                "run of `python -m train rm`."
             )
         return _load_classifier(source, dtype=dtype).eval()  # type: ignore[no-any-return]
     if source.stage not in ("", "rm"):

@@ -20,7 +20,7 @@ from train.configs import RmConfig
 from train.files import write_json
 from train.groups import Group, GroupReport, encode_records
 from train.interrupt import Interrupt, Stopped
-from train.layouts import choose
+from train.layouts import Layout, choose
 from train.losses import RewardLoss
 from train.models import ModelSource, device, load_config, load_tokenizer, resolve, trainable_base, versions
 from train.normalization import normalize_rewards
@@ -71,6 +71,9 @@ def _read(config: RmConfig) -> Inputs:
             records, tokenizer, max_length=max_length, soft=config.votes == "soft", ties=config.ties != "drop"
         )
     if not groups["train"]:
+        ties = reports["train"].ties_dropped
+        if ties:
+            raise BadInput(f"{config.data}: all {ties} comparisons are ties, which --ties drop leaves out. Keep them.")
         raise BadInput(f"{config.data}: no prompt with a ranking to learn from. Rank some, then export again.")
     return Inputs(
         source=source,
@@ -121,11 +124,14 @@ def _train(config: RmConfig, inputs: Inputs, *, run: Run, interrupt: Interrupt) 
     )
     let_signals_in(model)
     layout = choose(
-        model.to(device()), inputs.train, packing=config.packing, tokens_per_forward=config.tokens_per_forward
+        model.to(device()),
+        [*inputs.train, *inputs.held_out],
+        packing=config.packing,
+        tokens_per_forward=config.tokens_per_forward,
     )
     trainer = RewardTrainer(
         model=model,
-        args=_arguments(config, run.path, evaluates=bool(inputs.held_out)),
+        args=arguments_of(config, run.path, evaluates=bool(inputs.held_out)),
         layout=layout,
         objective=objective_of(config),
         tokens_per_batch=config.tokens_per_batch,
@@ -135,7 +141,7 @@ def _train(config: RmConfig, inputs: Inputs, *, run: Run, interrupt: Interrupt) 
         callbacks=[RunProgress(run, interrupt), *reporting.callbacks(config.report_to, run.path)],
     )
     trainer.remove_callback(PrinterCallback)  # it writes to standard output, where results go
-    _announce(config, inputs, model=model)
+    _announce(config, inputs, model=model, layout=layout)
     step = checkpoint_step(run.path)
     try:
         trainer.train(resume_from_checkpoint=str(run.path / f"checkpoint-{step}") if step else None)
@@ -157,9 +163,9 @@ def objective_of(config: RmConfig) -> RewardLoss:
     )
 
 
-def _arguments(config: RmConfig, output: Path, *, evaluates: bool) -> TrainingArguments:
+def arguments_of(config: RmConfig, output: Path, *, evaluates: bool) -> TrainingArguments:
     """Our flags as the library's."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         seed=config.seed,
         data_seed=config.seed,
@@ -184,23 +190,28 @@ def _arguments(config: RmConfig, output: Path, *, evaluates: bool) -> TrainingAr
         disable_tqdm=True,
         **reporting.settings(config.report_to, output),
     )
+    if arguments.n_gpu > 1:  # the library would split rows between the devices, which belong together
+        log.info("one of %d CUDA devices is used; for more, start with `accelerate launch`", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
 
 
-def _announce(config: RmConfig, inputs: Inputs, *, model: nn.Module) -> None:
+def _announce(config: RmConfig, inputs: Inputs, *, model: nn.Module, layout: Layout) -> None:
     """Derived numbers, with their arithmetic."""
     for split, found in inputs.reports.items():
         counted = ", ".join(f"{name} {n:,}" for name, n in asdict(found).items() if n)
         log.info("%s: %s", split, counted or "no prompts")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("weights: %s trained of %s", f"{trained:,}", f"{sum(p.numel() for p in model.parameters()):,}")
-    prompts, found = len(inputs.train), inputs.reports["train"]
-    share = found.tokens_expanded / found.tokens
-    log.info("tokens: %s, %.1f times fewer than the same comparisons as pairs", f"{found.tokens:,}", share)
-    if not config.tokens_per_batch:
-        batch = config.per_device_train_batch_size
-        steps = math.ceil(prompts / batch)
-        line = "steps per epoch: %d prompts / %d a step = %d, about %.0f tokens a step"
-        log.info(line, prompts, batch, steps, found.tokens / steps)
+    prompts, tokens = len(inputs.train), sum(layout.tokens([g]) for g in inputs.train)
+    share = inputs.reports["train"].tokens_expanded / tokens
+    log.info("tokens: %s; the same comparisons as pairs of rows: %.1f times as many", f"{tokens:,}", share)
+    if config.tokens_per_batch:
+        steps, asked = math.ceil(tokens / config.tokens_per_batch), f"{config.tokens_per_batch} tokens"
+    else:
+        steps = math.ceil(prompts / config.per_device_train_batch_size)
+        asked = f"{config.per_device_train_batch_size} prompts"
+    log.info("steps per epoch: about %d of %s, %.0f tokens each", steps, asked, tokens / steps)
 
 
 def _finish(config: RmConfig, inputs: Inputs, *, trainer: RewardTrainer, run: Run) -> None:

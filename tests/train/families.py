@@ -35,19 +35,17 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 2,
     "initializer_range": 0.3,
 }
-_GROUPED = {**_COMMON, "num_key_value_heads": 2}
+GROUPED = {**_COMMON, "num_key_value_heads": 2}
 WINDOW = 24
 FAMILIES = {
-    "llama": lambda: LlamaConfig(**_GROUPED),
-    "qwen2": lambda: Qwen2Config(**_GROUPED),
-    "qwen2_window": lambda: Qwen2Config(
-        **_GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
-    ),
-    "qwen3": lambda: Qwen3Config(**_GROUPED, head_dim=8),
-    "mistral": lambda: MistralConfig(**_GROUPED, sliding_window=None),
-    "mistral_window": lambda: MistralConfig(**_GROUPED, sliding_window=WINDOW),
+    "llama": lambda: LlamaConfig(**GROUPED),
+    "qwen2": lambda: Qwen2Config(**GROUPED),
+    "qwen2_window": lambda: Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=8),
+    "mistral": lambda: MistralConfig(**GROUPED, sliding_window=None),
+    "mistral_window": lambda: MistralConfig(**GROUPED, sliding_window=WINDOW),
     "gemma3": lambda: Gemma3TextConfig(
-        **_GROUPED, head_dim=8, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
+        **GROUPED, head_dim=8, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
     ),
     "gpt2": lambda: GPT2Config(
         vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2

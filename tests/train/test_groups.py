@@ -68,6 +68,13 @@ def test_cutting_keeps_the_bos_and_knows_what_is_still_shared() -> None:
     assert (found.rows, found.shared, found.responses_cut) == ([[7, 8, 9]], 1, 1)
 
 
+def test_an_overlong_response_does_not_cost_the_others_their_prompt() -> None:
+    prompt, short, long = list(range(20)), [50, 9], [*range(60, 90), 9]
+    found = fit([prompt + short, prompt + long], prompt=prompt, max_length=16, bos=None)
+    assert found.rows == [[16, 17, 18, 19, 50, 9], [16, 17, 18, 19, *range(79, 90), 9]]
+    assert (found.shared, found.responses_cut) == (4, 1)
+
+
 def test_rows_share_the_prompt_and_no_more_and_each_keeps_a_token() -> None:
     assert fit([[1, 2, 5, 9], [1, 2, 5, 8, 9]], prompt=[1, 2], max_length=9, bos=None).shared == 2
     assert fit([[1, 2, 5, 9], [1, 3, 5, 9]], prompt=[1, 2, 3], max_length=9, bos=None).shared == 1

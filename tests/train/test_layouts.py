@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import Gemma2Config
 
 from data.errors import BadInput
 from data.records import read_record
 from tests.train import families
 from tests.train.families import FAMILIES, exact, reward_model
-from tests.train.made import byte_tokenizer, rows
+from tests.train.made import byte_tokenizer, rows, save_model
 from train import layouts
 from train.groups import Group, comparison_tensors, encode_records
 from train.layouts import PaddedRows, TreeRows, choose, collate, parts, score_groups, scores
@@ -89,21 +91,37 @@ def test_a_group_in_one_row_equals_its_responses_one_at_a_time(family: str, loss
     assert_equal(gradients(model), theirs)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_the_expanded_pairs_of_whole_rows_have_the_same_gradient(family: str, folder: Path) -> None:
-    """As other trainers do it: two rows a comparison, each comparison a term of its own."""
+PAIRWISE = {
+    "half": lambda d, q, t: -q * torch.log(torch.sigmoid(d)) - (1 - q) * torch.log(torch.sigmoid(-d)),
+    "davidson": lambda d, q, t: _with_ties(d, q, t, tie=torch.exp(d / 2), total=torch.exp(d) + 1 + torch.exp(d / 2)),
+    "drop": lambda d, q, t: -(q - t / 2) * torch.log(torch.sigmoid(d)) - (1 - q - t / 2) * torch.log(torch.sigmoid(-d)),
+}
+
+
+def _with_ties(d, q, t, *, tie, total):
+    """Minus log-likelihood with P(win) = e^d / total, P(loss) = 1 / total, P(tie) = tie / total."""
+    return (
+        -(q - t / 2) * torch.log(torch.exp(d) / total)
+        - (1 - q - t / 2) * torch.log(1 / total)
+        - t * torch.log(tie / total)
+    )
+
+
+@pytest.mark.parametrize("ties", PAIRWISE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_expanded_pairs_of_whole_rows_have_the_same_gradient(family: str, ties: Any, folder: Path) -> None:
+    """As other trainers do it: two whole rows a comparison, each comparison a term of its own, soft votes included."""
     model, groups = reward_model(families.folder(family, folder)), made_groups(6, soft=True)
     with exact():
-        total = sum(c.weight for g in groups for c in g.comparisons)
+        kept = [c.weight * (1 - c.tie if ties == "drop" else 1) for g in groups for c in g.comparisons]
         for g in groups:
             for c in g.comparisons:
                 pair = one_by_one(model, [replace(g, rows=(g.rows[c.chosen - 1], g.rows[c.rejected - 1]))])
-                d, q = pair[0] - pair[1], c.preference
-                one = -q * torch.log(torch.sigmoid(d)) - (1 - q) * torch.log(torch.sigmoid(-d))
-                (one * c.weight / total).backward()
+                one = PAIRWISE[ties](pair[0] - pair[1], c.preference, c.tie)
+                (one * c.weight / sum(kept)).backward()
         theirs = gradients(model)
         model.get_base_model().set_attn_implementation("tree")
-        batch, objective = in_float64(TreeRows(WIDE), groups), RewardLoss()
+        batch, objective = in_float64(TreeRows(WIDE), groups), RewardLoss(ties=ties)
         (objective(scores(model, batch), batch) / objective.weight(batch)).backward()
     assert_equal(gradients(model), theirs)
 
@@ -191,6 +209,27 @@ def test_a_model_that_scores_trees_otherwise_gets_padded_rows_and_a_line_in_the_
     assert [r for r in caplog.messages if r.startswith("padded rows: this model gives other rewards in tree rows")]
     with pytest.raises(BadInput, match=r"--packing tree: this model gives other rewards"):
         choose(model, groups, packing="tree", tokens_per_forward=WIDE)
+
+
+def test_a_model_that_must_be_eager_is_left_eager(tmp_path: Path) -> None:
+    """Gemma 2 caps its attention scores, which neither tree rows nor plain SDPA can."""
+    config = Gemma2Config(**families.GROUPED, head_dim=8, sliding_window=16, attn_logit_softcapping=5.0)
+    model = reward_model(save_model(config, byte_tokenizer(), tmp_path / "gemma2"), dtype=torch.float32)
+    groups, before = made_groups(), model.get_base_model().config._attn_implementation
+    expected = scores(model, collate(PaddedRows(WIDE), groups))
+    layout = choose(model, groups, packing="auto", tokens_per_forward=WIDE)
+    assert isinstance(layout, PaddedRows)
+    assert model.get_base_model().config._attn_implementation == before
+    assert torch.equal(scores(model, collate(layout, groups)), expected)
+
+
+def test_the_check_sees_responses_mix_even_where_the_budget_would_part_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, groups = reward_model(families.folder("llama", folder), dtype=torch.float32), made_groups()
+    positions = layouts.Tree.positions
+    monkeypatch.setattr(layouts.Tree, "positions", lambda self: torch.arange(len(positions(self))))  # no restart
+    assert isinstance(choose(model, groups, packing="auto", tokens_per_forward=1), PaddedRows)
 
 
 def test_a_model_that_refuses_trees_gets_padded_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

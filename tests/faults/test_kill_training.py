@@ -1,0 +1,199 @@
+"""Training is killed with SIGKILL again and again, resumed each time, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from data.errors import NotFound
+from tests.conftest import ROOT
+from tests.train.made import byte_tokenizer, rows, save_model, write_rows
+from train.run import checkpoint_step, observed_status, read_metrics, read_status
+
+STEPS = 100
+SAVE_STEPS = 10
+KILLS = 5
+START_TIMEOUT_S = 120
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags that name a model of two layers and a file of 24 ranked prompts."""
+    folder = tmp_path_factory.mktemp("inputs")
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = save_model(config, byte_tokenizer(), folder / "model")
+    return ["--model", str(model), "--data", str(write_rows(folder / "ranked.jsonl", rows()))]
+
+
+def start(log: Path, *flags: str) -> subprocess.Popen[bytes]:
+    """The real command, in a process group of its own."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "train", "rm", *flags],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def begin(run: Path, inputs: list[str]) -> subprocess.Popen[bytes]:
+    flags = ["--output", str(run), "--max_steps", str(STEPS), "--save_steps", str(SAVE_STEPS), "--lora_r", "4"]
+    return start(run.with_suffix(".log"), *inputs, *flags, "--learning_rate", "5e-3")
+
+
+def resume(run: Path) -> subprocess.Popen[bytes]:
+    return start(run.with_suffix(".log"), "--resume", str(run))
+
+
+def finish(process: subprocess.Popen[bytes], run: Path) -> None:
+    assert process.wait(timeout=START_TIMEOUT_S) == 0, run.with_suffix(".log").read_text()
+    assert read_status(run).state == "done"
+
+
+def reached(run: Path, process: subprocess.Popen[bytes]) -> int:
+    """The step that this process has logged; 0 until it has taken over the run."""
+    try:
+        mine = read_status(run).pid == process.pid
+    except NotFound:
+        return 0
+    return max((row["step"] for row in read_metrics(run)), default=0) if mine else 0
+
+
+def kill_at(step: int, process: subprocess.Popen[bytes], run: Path, *, delay_s: float) -> int:
+    """Wait until the process has logged `step`, a moment more, and kill it; returns the last step it logged."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while reached(run, process) < step:
+        assert process.poll() is None, run.with_suffix(".log").read_text()
+        assert time.monotonic() < deadline, f"step {step} was not reached in time"
+        time.sleep(0.002)
+    time.sleep(delay_s)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    return max(row["step"] for row in read_metrics(run))
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was left alone."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finish(begin(run, inputs), run)
+    return run
+
+
+def learned(run: Path) -> dict[str, object]:
+    """What the run hands over, and what it measured on the held-out prompts, byte for byte."""
+    found: dict[str, object] = {p.name: p.read_bytes() for p in [*(run / "adapter").iterdir(), run / "eval.json"]}
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    # peft writes this list in the order of a set of strings, another one in every process.
+    return {**found, "adapter_config.json": {**config, "target_modules": sorted(config["target_modules"])}}
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    """What each step measured, without what a clock says."""
+    same = ("step", "loss", "accuracy", "margin", "grad_norm", "learning_rate", "epoch")
+    return [{name: row.get(name) for name in same} for row in read_metrics(run) if "loss" in row]
+
+
+def moments(seed: int) -> Iterator[tuple[int, float]]:
+    """Steps to kill at, in order, and how many seconds later: within a step, or while a checkpoint is written."""
+    chance = random.Random(seed)
+    for step in sorted(chance.sample(range(SAVE_STEPS + 1, STEPS - 2 * SAVE_STEPS), KILLS)):
+        yield step, chance.uniform(0, 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_killed_five_times_ends_bitwise_like_one_left_alone(
+    whole: Path, inputs: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = begin(run, inputs)
+    killed = []
+    for step, delay_s in moments(seed=11):
+        killed.append(kill_at(step, process, run, delay_s=delay_s))
+        assert observed_status(run).state == "failed"
+        assert SAVE_STEPS <= checkpoint_step(run) <= killed[-1]
+        process = resume(run)
+    finish(process, run)
+
+    assert len(killed) == KILLS and max(killed) < STEPS
+    assert [row["step"] for row in curve(run)] == list(range(1, STEPS + 1)), "each step once"
+    assert curve(run) == curve(whole)
+    assert learned(run) == learned(whole)
+    print(f"killed at steps {killed} of {STEPS}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_checkpoint_cut_by_a_kill_is_passed_over(whole: Path, inputs: list[str], tmp_path: Path) -> None:
+    """Resumed from the whole one before it, the run writes the cut one anew and ends as if nothing had happened."""
+    run = tmp_path / "run"
+    kill_at(2 * SAVE_STEPS + 1, process := begin(run, inputs), run, delay_s=0.0)
+    complete = checkpoint_step(run)
+    cut_short(run / f"checkpoint-{complete}", run / f"checkpoint-{complete + SAVE_STEPS}", state=None)
+    assert checkpoint_step(run) == complete
+
+    process = resume(run)
+    finish(process, run)
+    assert f"checkpoint-{complete + SAVE_STEPS}" not in {p.name for p in run.iterdir()}, "older ones are deleted"
+    assert curve(run) == curve(whole)
+    assert learned(run) == learned(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_killed_after_its_last_step_needs_no_other(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run / "adapter")
+    (run / "eval.json").unlink()
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "state": "running", "finished_at": ""}))
+
+    finish(resume(run), run)
+    assert curve(run) == curve(whole)
+    assert learned(run) == learned(whole)
+
+
+@pytest.mark.parametrize("state", [None, "", '{"epoch": 1.0, "global_st'], ids=["missing", "empty", "half"])
+def test_a_checkpoint_counts_once_its_last_file_is_whole(state: str | None, tmp_path: Path) -> None:
+    good = tmp_path / "checkpoint-20"
+    good.mkdir()
+    for name in ("adapter_model.safetensors", "optimizer.pt"):
+        (good / name).write_bytes(b"whole")
+    (good / "trainer_state.json").write_text(json.dumps({"global_step": 20}))
+    cut_short(good, tmp_path / "checkpoint-30", state=state)
+    assert checkpoint_step(tmp_path) == 20
+
+
+def cut_short(good: Path, cut: Path, *, state: str | None) -> None:
+    """A checkpoint as a kill leaves it: weights there, optimiser state half, and of the last file only `state`."""
+    shutil.rmtree(cut, ignore_errors=True)
+    cut.mkdir()
+    shutil.copy(good / "adapter_model.safetensors", cut)
+    optimizer = (good / "optimizer.pt").read_bytes()
+    (cut / "optimizer.pt").write_bytes(optimizer[: len(optimizer) // 2])
+    if state is not None:
+        (cut / "trainer_state.json").write_text(state)
