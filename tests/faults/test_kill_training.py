@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig
 
 from data.errors import NotFound
 from tests.conftest import ROOT
-from tests.train.made import byte_tokenizer, rows, save_model, write_rows
+from tests.train.made import byte_tokenizer, llama_config, rows, save_model, write_rows
 from train.run import checkpoint_step, observed_status, read_metrics, read_status
 
 STEPS = 100
@@ -31,16 +30,7 @@ START_TIMEOUT_S = 120
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Flags that name a model of two layers and a file of 24 ranked prompts."""
     folder = tmp_path_factory.mktemp("inputs")
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    config = llama_config()
     model = save_model(config, byte_tokenizer(), folder / "model")
     return ["--model", str(model), "--data", str(write_rows(folder / "ranked.jsonl", rows()))]
 

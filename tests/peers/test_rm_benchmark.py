@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from benchmarks.rm_callbacks import gradient_error, save_gradient
 from benchmarks.rm_cases import CASES, Case, expanded, made_rows, read_case
 from tests.conftest import ROOT
-from tests.train.made import byte_tokenizer, save_model
+from tests.train.made import byte_tokenizer, llama_config, save_model
 
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="needs TRL: pip install -r requirements-bench.txt")
 
@@ -80,16 +79,7 @@ def test_an_unknown_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_both_trainers_hand_the_same_gradient_to_their_optimisers(tmp_path: Path) -> None:
     """On a model with attention dropout, which both must turn off; in float32."""
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attention_dropout=0.3,
-        initializer_range=0.3,
-    )
+    config = llama_config(attention_dropout=0.3, initializer_range=0.3)
     model = save_model(config, byte_tokenizer(), tmp_path / "model")
     ran = benchmark("--model", str(model), "--cases", "4,24,16", "--warmups", "1", "--repeats", "1", "--json")
     assert ran.returncode == 0, ran.stderr

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerBase
+from transformers import GPT2Config, PreTrainedTokenizerBase
 
-from tests.train.made import byte_tokenizer, rows, save_model, write_rows
+from tests.train.made import byte_tokenizer, llama_config, rows, save_model, write_rows
 
 
 @pytest.fixture(scope="session")
@@ -22,19 +22,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama-style model folder."""
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        attention_dropout=0.3,
-        initializer_range=0.3,
-    )
+    config = llama_config(attention_dropout=0.3, initializer_range=0.3)
     return save_model(config, byte_tokenizer(), tmp_path_factory.mktemp("tiny"))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -30,6 +30,22 @@ def byte_tokenizer(*, special: Sequence[str] = SPECIAL, template: str | None = C
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def llama_config(**changes: Any) -> LlamaConfig:
+    """Two layers; the vocabulary of `byte_tokenizer`."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 259,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return LlamaConfig(**{**sizes, **changes})
 
 
 def save_model(config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config
 
 from data.errors import BadInput
 from data.records import read_record
 from tests.train.adapters import causal_adapter, stir
-from tests.train.made import byte_tokenizer, rows, save_model
+from tests.train.made import byte_tokenizer, llama_config, rows, save_model
 from train import four_bit
 from train.__main__ import main
 from train.groups import Group, encode_records
@@ -28,18 +28,7 @@ LAYOUT = PaddedRows(1_000_000)
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Llama-style, a multiple of 64 wide: a block of 4-bit weights holds 64."""
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.1,
-    )
+    config = llama_config(hidden_size=64, intermediate_size=128, initializer_range=0.1)
     return save_model(config, byte_tokenizer(), tmp_path_factory.mktemp("llama"))
 
 
