@@ -190,8 +190,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def checkpoint_step(path: Path) -> int:
     """The step of the newest complete checkpoint, 0 where there is none."""
-    # trainer_state.json is what the trainer writes last.
-    complete = [p.parent.name.removeprefix("checkpoint-") for p in path.glob("checkpoint-*/trainer_state.json")]
+    # trainer_state.json is what the trainer writes last; a kill can leave half of it.
+    states = [p for p in path.glob("checkpoint-*/trainer_state.json") if _read_json(p)]
+    complete = [p.parent.name.removeprefix("checkpoint-") for p in states]
     return max((int(step) for step in complete if step.isdigit()), default=0)
 
 
