@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.files import atomic_text
+from train.files import atomic_text, write_json
 from train.normalization import Normalization, write_normalization
 from train.run import read_config, read_evaluation, read_metrics
 
@@ -20,11 +20,19 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, normalized: Normaliza
     unfinished = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(str(unfinished))
+    _sort_modules(unfinished / "adapter_config.json")
     tokenizer.save_pretrained(str(unfinished))
     write_normalization(normalized, unfinished)
     (unfinished / "README.md").unlink(missing_ok=True)  # peft's template; the run's own card says more
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def _sort_modules(path: Path) -> None:
+    """peft writes the adapted layers' names in the order of a set, another one in every process."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config["target_modules"], list):
+        write_json(path, {**config, "target_modules": sorted(config["target_modules"])})
 
 
 def pad_is_new(model: Any, tokenizer: Any) -> bool:

@@ -74,7 +74,11 @@ def _read(config: RmConfig) -> Inputs:
         ties = reports["train"].ties_dropped
         if ties:
             raise BadInput(f"{config.data}: all {ties} comparisons are ties, which --ties drop leaves out. Keep them.")
-        raise BadInput(f"{config.data}: no prompt with a ranking to learn from. Rank some, then export again.")
+        raise BadInput(
+            f"{config.data}: no prompt with a ranking to learn from: of {reports['train'].prompts} prompts, "
+            f"{reports['train'].without_ranking} have no ranking and {reports['train'].without_comparison} rank fewer "
+            "than two responses. Rank some, then export again."
+        )
     return Inputs(
         source=source,
         tokenizer=tokenizer,

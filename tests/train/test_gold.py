@@ -27,7 +27,7 @@ RECIPE = {
     "eval_fraction": EVAL_FRACTION,
     "save_steps": 10_000,
 }
-PROMPTS = 2000
+PROMPTS = 2500
 NEW_TOKENS = 40
 
 
