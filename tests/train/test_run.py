@@ -102,7 +102,7 @@ def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (5, 10):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text('{"global_step": 5}')
     assert checkpoint_step(tmp_path) == 10
 
 
