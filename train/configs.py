@@ -20,7 +20,7 @@ class RmConfig:
     """
 
     model: str
-    """Base model: a local folder, a hub id, or smollm2-135m."""
+    """Base model: a local folder, a hub id, smollm2-135m, or a language model's adapter, merged into its base first."""
     data: Path
     """A dataset folder written by `python -m data export`, or any file `python -m data import` reads."""
     output: Path

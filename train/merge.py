@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from data.errors import BadInput
 from train.configs import MergeConfig
-from train.files import write_json
+from train.files import whole_folder, write_json
 from train.models import (
     MERGE_NOTE,
     MERGED_FROM_4BIT,
@@ -23,7 +23,6 @@ from train.models import (
     load_weights,
     merge_adapter,
     resolve,
-    whole_folder,
 )
 from train.normalization import FILE as NORMALIZATION
 from train.report import in_words

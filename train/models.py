@@ -9,8 +9,6 @@ import hashlib
 import json
 import logging
 import re
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from transformers.utils import logging as library_log
 
 from data.errors import BadInput, NotFound
 from train import four_bit, smollm2
-from train.files import exclusive
+from train.files import exclusive, whole_folder
 from train.run import read_config
 
 log = logging.getLogger(__name__)
@@ -210,19 +208,6 @@ def trainable_base(source: ModelSource, workspace: Path) -> ModelSource:
     if source.load_in_4bit:
         log.info("%s: %s", source.name, MERGED_FROM_4BIT)
     return ModelSource(source.name, str(folder))
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that appears under `path` complete, or not at all; `path` may be an empty folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        unfinished.rename(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def device() -> torch.device:

@@ -10,22 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.files import atomic_text, write_json
+from train.files import atomic_text, whole_folder, write_json
 from train.normalization import Normalization, write_normalization
 from train.run import read_config, read_evaluation, read_metrics
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path, normalized: Normalization | None = None) -> None:
     """Adapter, head, tokenizer and what was normalized, under `folder` all at once."""
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(str(unfinished))
-    _sort_modules(unfinished / "adapter_config.json")
-    tokenizer.save_pretrained(str(unfinished))
-    write_normalization(normalized, unfinished)
-    (unfinished / "README.md").unlink(missing_ok=True)  # peft's template; the run's own card says more
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    with whole_folder(folder) as unfinished:
+        model.save_pretrained(str(unfinished))
+        _sort_modules(unfinished / "adapter_config.json")
+        tokenizer.save_pretrained(str(unfinished))
+        write_normalization(normalized, unfinished)
+        (unfinished / "README.md").unlink(missing_ok=True)  # peft's template; the run's own card says more
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sort_modules(path: Path) -> None:

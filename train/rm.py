@@ -195,7 +195,7 @@ def arguments_of(config: RmConfig, output: Path, *, evaluates: bool) -> Training
         **reporting.settings(config.report_to, output),
     )
     if arguments.n_gpu > 1:  # the library would split rows between the devices, which belong together
-        log.info("one of %d CUDA devices is used; for more, start with `accelerate launch`", arguments.n_gpu)
+        log.info("one of the %d CUDA devices is used", arguments.n_gpu)
         arguments._n_gpu = 1
     return arguments
 
