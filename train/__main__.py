@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,8 +35,12 @@ def main(arguments: Sequence[str]) -> int:
         stage, *flags = arguments
         config = _config(stage, flags)
         # Only the chosen stage loads torch: --help answers at once.
-        print(importlib.import_module(STAGES[stage].module).main(config))
+        result = importlib.import_module(STAGES[stage].module).main(config)
+        if _is_first():
+            print(result)
     except UserError as error:
+        if not _is_first():  # of several processes, all of which find the same mistake; the first one ends us meanwhile
+            time.sleep(2)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
@@ -64,6 +69,10 @@ def _config(stage: str, flags: Sequence[str]) -> Any:
 
         check_unchanged(saved, config)
     return config
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _value_of(flag: str, flags: Sequence[str]) -> str | None:

@@ -37,6 +37,7 @@ from train.pass_trainer import PassTrainer
 from train.policies import check_log_probs, new_policy
 from train.policy_losses import PolicyLoss
 from train.preference_objective import PreferenceObjective
+from train.processes import ending_together, is_main, joined
 from train.reference import Identity, ReferenceLogProbs
 from train.rewards import let_signals_in, row_limit
 from train.run import Run, check_output
@@ -63,7 +64,7 @@ class Inputs:
 
 def main(config: DpoConfig) -> str:
     """Train, evaluate and save; returns the run folder."""
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, joined():
         if config.resume is None:
             check_output(config.output)
         reporting.check(config.report_to)
@@ -76,7 +77,7 @@ def main(config: DpoConfig) -> str:
             "tokenizer_sha256": inputs.identity.tokenizer_sha256,
         }
         run = open_run(config, stage="dpo", source=inputs.source, found=found)
-        with run.outcome():
+        with run.outcome(), ending_together():
             _train(config, inputs, reference=reference, run=run, interrupt=interrupt)
     return str(config.output)
 
@@ -228,6 +229,8 @@ def _finish(
     """Evaluate, save the adapter, write the card."""
     run.update(message="evaluating", eta_s=None)
     trainer.evaluate()
+    if not is_main():
+        return
     found = {
         "eval": objective.latest if inputs.held_out else None,
         "generations": health.latest if health else None,

@@ -28,6 +28,10 @@ from data.errors import BadInput, Conflict, NotFound, UserError
 from data.records import Message, PromptRecord, Response, write_record
 from train.configs import STAGES
 from train.files import write_json
+from train.rollout_files import Rollouts as Rollouts
+from train.rollout_files import file_of, read_rollouts, steps
+from train.rollout_files import visible as visible
+from train.rollout_files import visible_lines as visible_lines
 from train.run import (
     REQUEST,
     Status,
@@ -116,6 +120,16 @@ def metrics(path: Path, *, max_points: int = 500) -> list[dict[str, Any]]:
     last = len(training) - 1
     kept = {training[round(i * last / (max_points - 1))] for i in range(max_points)}
     return [row for i, row in enumerate(rows) if i in kept or "loss" not in row]
+
+
+def rollout_steps(path: Path) -> list[int]:
+    """The steps of a run of PPO whose rollouts were kept, in order."""
+    return steps(path)
+
+
+def rollouts(path: Path, step: int) -> Rollouts:
+    """What was written, scored and learned in one of them. Raises NotFound, or BadInput for a damaged file."""
+    return read_rollouts(file_of(path, step))
 
 
 def log_tail(path: Path, *, max_bytes: int = 20_000) -> str:

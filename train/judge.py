@@ -11,16 +11,17 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from data.errors import BadInput, NotFound, UserError
 from data.records import PromptRecord
-from train.configs import EvaluateConfig
+from train.configs import EvaluateConfig, PpoConfig
 from train.groups import encode_group
 from train.layouts import choose, score_groups
 from train.models import ModelSource, device, load_config, load_tokenizer, resolve
@@ -55,24 +56,40 @@ def judge_of(config: EvaluateConfig, *, trial: PromptRecord) -> Judge:
 
     Raises UserError.
     """
-    if _IMPORT_PATH.fullmatch(config.judge) and not Path(config.judge).exists():
+    if is_function(config.judge):
         _refuse_reward_flags(config)
-        judge = FunctionJudge(config.judge, import_function(config.judge))
-        judge.score([trial])
-        return judge
-    with named("--judge"):
+        return function_judge(config.judge, flag="--judge", trial=trial)
+    source = reward_source(config.judge, flag="--judge", workspace=config.workspace)
+    return RewardJudge(source, config, flag="--judge", max_length=config.max_length)
+
+
+def function_judge(path: str, *, flag: str, trial: PromptRecord) -> FunctionJudge:
+    """The function that `flag` names, tried on `trial`, a prompt with responses. Raises UserError."""
+    judge = FunctionJudge(path, import_function(path, flag=flag), flag=flag)
+    judge.score([trial])
+    return judge
+
+
+def is_function(name: str) -> bool:
+    """Whether this is `package.module:function`."""
+    return bool(_IMPORT_PATH.fullmatch(name)) and not Path(name).exists()
+
+
+def reward_source(name: str, *, flag: str, workspace: Path) -> ModelSource:
+    """The reward model that `flag` names; nothing is loaded yet. Raises UserError where it is none."""
+    with named(flag):
         try:
-            source = resolve(config.judge, workspace=config.workspace)
+            source = resolve(name, workspace=workspace)
         except NotFound as error:
             raise NotFound(f"{error} A function is named package.module:function.") from None
         if not gives_rewards(source):
             raise BadInput(
-                f"--judge {config.judge}: a language model writes responses and scores none. Give a reward model (a "
+                f"{flag} {name}: a language model writes responses and scores none. Give a reward model (a "
                 "run of `python -m train rm`, or a merged one), or package.module:function."
             )
         if source.adapter is None and (labels := load_config(source).num_labels) != 1:
-            raise BadInput(f"--judge {config.judge}: a classifier of {labels} labels; a judge has one. Give another.")
-        return RewardJudge(source, config)
+            raise BadInput(f"{flag} {name}: a classifier of {labels} labels; a judge has one. Give another.")
+        return source
 
 
 def gives_rewards(source: ModelSource) -> bool:
@@ -94,39 +111,51 @@ def named(flag: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RewardJudge:
-    """A reward model, loaded when it is needed and not before."""
+    """A reward model, loaded when it is needed and not before. `quiet`: without a bar."""
 
     source: ModelSource
-    config: EvaluateConfig
+    config: EvaluateConfig | PpoConfig
+    flag: str
+    max_length: int = 0
+    """Longest prompt with response, in tokens; 0 means as in the model's own training."""
+    quiet: bool = False
 
     def score(self, records: Sequence[PromptRecord]) -> Judged:
         config, source = self.config, self.source
-        with named("--judge"):
-            tokenizer = load_tokenizer(source)
-            model = load_reward_model(source, dtype=torch.bfloat16 if config.bf16 else torch.float32).to(device())
-        limit = row_limit(load_config(source), asked=config.max_length or source.max_length or DEFAULT_MAX_LENGTH)
+        tokenizer, model = self._loaded
+        limit = row_limit(load_config(source), asked=self.max_length or source.max_length or DEFAULT_MAX_LENGTH)
         cut = {"prompts_cut": 0, "responses_cut": 0, "boundaries_moved": 0}
         groups = [encode_group(r, tokenizer, max_length=limit, counts=cut) for r in records]
         layout = choose(model, groups, packing=config.packing, tokens_per_forward=config.tokens_per_forward)
         found: list[list[float]] = [[] for _ in groups]
         scored = score_groups(model, groups, layout)
-        for number, own in tqdm(scored, total=len(groups), unit="prompt", file=sys.stderr, disable=None):
-            where = _where(source.name, number, records[number])
+        hidden = self.quiet or None
+        for number, own in tqdm(scored, total=len(groups), unit="prompt", file=sys.stderr, disable=hidden):
+            where = _where(self.flag, source.name, number, records[number])
             found[number] = _checked(own, len(own), where=where, remedy=_WEIGHTS)
         return Judged(found, cut)
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedTokenizerBase, Any]:
+        with named(self.flag):
+            tokenizer = load_tokenizer(self.source)
+            dtype = torch.bfloat16 if self.config.bf16 else torch.float32
+            return tokenizer, load_reward_model(self.source, dtype=dtype).to(device())
 
 
 @dataclass(frozen=True)
 class FunctionJudge:
-    """A function by its import path, called once a prompt."""
+    """A function by its import path, called once a prompt. `quiet`: without a bar."""
 
     name: str
     function: ScoringFunction
+    flag: str = "--judge"
+    quiet: bool = False
 
     def score(self, records: Sequence[PromptRecord]) -> Judged:
         found = [
-            self._of(record, where=_where(self.name, number, record))
-            for number, record in enumerate(tqdm(records, unit="prompt", file=sys.stderr, disable=None))
+            self._of(record, where=_where(self.flag, self.name, number, record))
+            for number, record in enumerate(tqdm(records, unit="prompt", file=sys.stderr, disable=self.quiet or None))
         ]
         return Judged(found, {})
 
@@ -144,7 +173,7 @@ class FunctionJudge:
         return _checked(found, len(responses), where=where, remedy="Mend the function.")
 
 
-def import_function(path: str) -> ScoringFunction:
+def import_function(path: str, *, flag: str = "--judge") -> ScoringFunction:
     """The function at `package.module:function`. Raises BadInput or NotFound.
 
     Modules are looked for as Python does, in the folder where the command runs first.
@@ -154,16 +183,16 @@ def import_function(path: str) -> ScoringFunction:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise NotFound(
-            f"--judge {path}: there is no module '{error.name}' here. Run the command in the folder that holds it, "
+            f"{flag} {path}: there is no module '{error.name}' here. Run the command in the folder that holds it, "
             "install it, or correct the name."
         ) from None
     except Exception as error:  # the module's own code
-        raise BadInput(f"--judge {path}: importing {module_name} raised {_told(error)}. Mend the module.") from error
+        raise BadInput(f"{flag} {path}: importing {module_name} raised {_told(error)}. Mend the module.") from error
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
         what = "nothing of that name" if found is None else f"a {type(found).__name__}"
-        raise BadInput(f"--judge {path}: {module_name} holds {what}; a judge is {_SIGNATURE}. Correct the name.")
+        raise BadInput(f"{flag} {path}: {module_name} holds {what}; it must be {_SIGNATURE}. Correct the name.")
     return found  # type: ignore[no-any-return]
 
 
@@ -176,7 +205,7 @@ def _refuse_reward_flags(config: EvaluateConfig) -> None:
 
 def _checked(found: Any, count: int, *, where: str, remedy: str) -> list[float]:
     """Scores as they must be: as many finite numbers as responses. Raises BadInput."""
-    rule = f"a judge gives {count} finite numbers here, one a response, in order. {remedy}"
+    rule = f"there must be {count} finite numbers here, one a response, in order. {remedy}"
     try:
         items = None if isinstance(found, str | bytes | dict) else list(found)
     except TypeError:
@@ -198,8 +227,8 @@ def _is_finite(item: Any) -> bool:
         return False
 
 
-def _where(judge: str, number: int, record: PromptRecord) -> str:
-    return f"--judge {judge}, prompt {number + 1} ('{record.prompt[-1].content[:40]}')"
+def _where(flag: str, judge: str, number: int, record: PromptRecord) -> str:
+    return f"{flag} {judge}, prompt {number + 1} ('{record.prompt[-1].content[:40]}')"
 
 
 def _told(error: Exception) -> str:

@@ -92,7 +92,8 @@ def _log_probs_at(
 class Head(nn.Module):
     """What turns hidden states (N, d) into logits (N, V): the output layer, with its model's scale or cap."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, temperature: float = 1.0) -> None:
+        """`temperature` divides the logits, as it does in sampling."""
         super().__init__()
         config = model.config.get_text_config()
         self.layer: Any = model.get_output_embeddings()
@@ -100,12 +101,14 @@ class Head(nn.Module):
         divisor = getattr(config, "logits_scaling", None) or 1.0
         factor = getattr(config, "logit_scale", None)
         self.scale = (1.0 if factor is None else factor) / divisor
+        self.temperature = temperature
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits = self.layer(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logits = logits if self.scale == 1.0 else logits * self.scale
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        logits = logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
 
 def token_log_probs(hidden: Tensor, targets: Tensor, *, head: Head) -> Tensor:
@@ -115,41 +118,89 @@ def token_log_probs(hidden: Tensor, targets: Tensor, *, head: Head) -> Tensor:
     it is a fixed direction for each token that the loss only scales. Where the head is trained too, a chunk's logits
     are computed again in the backward pass.
     """
-    width = max(CHUNK_NUMBERS // head.layer.weight.shape[0], 1)
-    chunks = list(zip(torch.split(hidden, width), torch.split(targets, width), strict=True))
-    if not chunks or not torch.is_grad_enabled() or not hidden.requires_grad:
-        found = [_at_targets(head, h, t) for h, t in chunks]
-    elif any(p.requires_grad for p in head.parameters()):
+    if torch.is_grad_enabled() and hidden.requires_grad and any(p.requires_grad for p in head.parameters()):
+        width = _chunk_width(head)
+        chunks = zip(torch.split(hidden, width), torch.split(targets, width), strict=True)
         found = [cast(Tensor, checkpoint(_at_targets, head, h, t, use_reentrant=False)) for h, t in chunks]
-    else:
-        return cast(Tensor, _FrozenHead.apply(hidden, targets, head, width))  # type: ignore[no-untyped-call]
-    return torch.cat(found) if found else hidden.new_zeros(0)
+        return torch.cat(found) if found else hidden.new_zeros(0)
+    return _through_frozen_head(hidden, targets, head=head, measure=_log_probs_alone, differentiated=1)[0]
+
+
+def token_log_probs_and_entropies(
+    hidden: Tensor, targets: Tensor, *, head: Head, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """The log-probs as above, and the entropy in nats of what might have stood at each place. Shapes: each (N,).
+
+    The head must be frozen. `entropy_gradient`: whether a loss will be taken of the entropies too.
+    """
+    log_probs, entropies = _through_frozen_head(
+        hidden, targets, head=head, measure=_log_probs_and_entropies, differentiated=1 + entropy_gradient
+    )
+    return log_probs, entropies
+
+
+def _chunk_width(head: Head) -> int:
+    vocabulary: int = head.layer.weight.shape[0]
+    return max(CHUNK_NUMBERS // vocabulary, 1)
 
 
 def _at_targets(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     return -cross_entropy(head(hidden), targets, reduction="none")
 
 
+def _log_probs_alone(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    return (_at_targets(head, hidden, targets),)
+
+
+def _log_probs_and_entropies(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    every = head(hidden).log_softmax(dim=-1)
+    return every.gather(1, targets[:, None])[:, 0], -(every.exp() * every).sum(dim=-1)
+
+
+def _through_frozen_head(
+    hidden: Tensor, targets: Tensor, *, head: Head, measure: Any, differentiated: int
+) -> tuple[Tensor, ...]:
+    """What `measure` finds, chunk by chunk; the first `differentiated` of it can be differentiated."""
+    if not len(hidden):
+        return tuple(hidden.new_zeros(0) for _ in measure(head, hidden, targets))
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        found = _FrozenHead.apply(hidden, targets, head, measure, differentiated)  # type: ignore[no-untyped-call]
+        return cast(tuple[Tensor, ...], found)
+    width = _chunk_width(head)
+    chunks = zip(torch.split(hidden, width), torch.split(targets, width), strict=True)
+    return tuple(map(torch.cat, zip(*(measure(head, h, t) for h, t in chunks), strict=True)))
+
+
 class _FrozenHead(torch.autograd.Function):
-    """`_at_targets` in chunks, with d(log-prob)/d(hidden) kept instead of logits."""
+    """`measure` in chunks, with the gradients for the hidden states kept instead of logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, width: int) -> Tensor:
-        directions = torch.empty_like(hidden)
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Head, measure: Any, differentiated: int
+    ) -> tuple[Tensor, ...]:
+        directions = [torch.empty_like(hidden) for _ in range(differentiated)]
+        width = _chunk_width(head)
         found = []
         for start in range(0, len(hidden), width):
             with torch.enable_grad():
                 part = hidden[start : start + width].detach().requires_grad_()
-                chunk = _at_targets(head, part, targets[start : start + width])
-                (directions[start : start + width],) = torch.autograd.grad(chunk.sum(), part)
-            found.append(chunk.detach())
-        ctx.save_for_backward(directions)
-        return torch.cat(found)
+                chunk = measure(head, part, targets[start : start + width])
+                for n, direction in enumerate(directions):
+                    more = n + 1 < differentiated
+                    (direction[start : start + width],) = torch.autograd.grad(chunk[n].sum(), part, retain_graph=more)
+            found.append([measured.detach() for measured in chunk])
+        ctx.save_for_backward(*directions)
+        measured = tuple(map(torch.cat, zip(*found, strict=True)))
+        ctx.mark_non_differentiable(*measured[differentiated:])
+        return measured
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        (directions,) = ctx.saved_tensors
-        return (gradient[:, None] * directions).to(directions.dtype), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        directions = ctx.saved_tensors
+        total = gradients[0][:, None] * directions[0]
+        for gradient, direction in zip(gradients[1:], directions[1:], strict=False):
+            total = total + gradient[:, None] * direction
+        return total.to(directions[0].dtype), None, None, None, None
 
 
 @contextmanager

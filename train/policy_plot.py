@@ -73,6 +73,21 @@ _SFT = (
 )
 
 
+_PPO = (
+    _Plot("Reward", "mean of a step's responses", (_Line("reward", "reward"), _Line("gold", "gold", _AMBER))),
+    _Plot("KL divergence from the reference", "nats a response", (_Line("kl", ""),), level=0),
+    _Plot("Entropy", "nats a token", (_Line("entropy", ""),)),
+    _Plot("Clipped", "share of tokens", (_Line("clip_fraction", "ratio"), _Line("value_clip_fraction", "value", _RED))),
+    _Plot("Critic", "share of the returns' variance", (_Line("explained_variance", "explained"),), level=0),
+    _Plot("Length", "tokens", (_Line("tokens", ""),)),
+)
+
+
+def draw_ppo(path: Path, rows: Sequence[Row], *, alarm: int | None) -> None:
+    """Of a run of ppo. `alarm`: the step at which over-optimisation was noticed."""
+    _draw(path, rows, grid=[_PPO[:3], _PPO[3:]], start={}, alarm=alarm, alarm_label="over-optimisation")
+
+
 def draw_preference(path: Path, rows: Sequence[Row], *, start: Mapping[str, float], alarm: int | None) -> None:
     """Of a run of dpo. What it writes is drawn where it was looked at more than once: an end is no curve.
 
@@ -90,7 +105,13 @@ def draw_sft(path: Path, rows: Sequence[Row], *, start: Mapping[str, float]) -> 
 
 
 def _draw(
-    path: Path, rows: Sequence[Row], *, grid: Sequence[Sequence[_Plot]], start: Mapping[str, float], alarm: int | None
+    path: Path,
+    rows: Sequence[Row],
+    *,
+    grid: Sequence[Sequence[_Plot]],
+    start: Mapping[str, float],
+    alarm: int | None,
+    alarm_label: str = "displacement",
 ) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -106,11 +127,15 @@ def _draw(
         axes.spines[["top", "right"]].set_visible(False)
         axes.set(title=plot.title, xlabel="step", ylabel=plot.unit, xlim=(-0.02 * last, 1.03 * last))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _fill(axes, plot, rows=rows, start=start, alarm=alarm)
+        _fill(axes, plot, rows=rows, start=start)
+        if alarm is not None and len(plot.lines) > 1:
+            label = f"{alarm_label}, step {alarm:,}"
+            axes.axvline(alarm, color=_AMBER, linewidth=1.2, linestyle="--", zorder=1, label=label)
+        _place_legend(axes, plot)
     figure.savefig(path, dpi=110, format="png")
 
 
-def _fill(axes: Any, plot: _Plot, *, rows: Sequence[Row], start: Mapping[str, float], alarm: int | None) -> None:
+def _fill(axes: Any, plot: _Plot, *, rows: Sequence[Row], start: Mapping[str, float]) -> None:
     level = start.get(plot.lines[0].name) if plot.start_label else None
     drawn = [_line(axes, line, rows=rows, start={} if plot.start_label else start) for line in plot.lines]
     if not any(drawn):
@@ -127,10 +152,9 @@ def _fill(axes: Any, plot: _Plot, *, rows: Sequence[Row], start: Mapping[str, fl
     if plot.share:
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    if alarm is not None and len(plot.lines) > 1:
-        axes.axvline(
-            alarm, color=_AMBER, linewidth=1.2, linestyle="--", zorder=1, label=f"displacement, step {alarm:,}"
-        )
+
+
+def _place_legend(axes: Any, plot: _Plot) -> None:
     if axes.get_legend_handles_labels()[1]:
         low, high = axes.get_ylim()
         corner = plot.legend if plot.legend != "left" else "upper left" if high + low > 0 else "lower left"

@@ -64,7 +64,7 @@ def _agreement(found: Mapping[str, Any]) -> list[str]:
         return ["nothing held out"]
     if found.get("accuracy") is None:
         return ["no held-out comparison"]
-    pairs = f"{_counted(found['pairs'], 'pair')} of {_counted(found['prompts'], 'prompt')}"
+    pairs = f"{counted(found['pairs'], 'pair')} of {counted(found['prompts'], 'prompt')}"
     share = _start_accuracy(found)
     start = "" if share is None else f" (by the start's own log-probs: {share:.3f})"
     margin = [] if found.get("margin") is None else [f"reward margin {found['margin']:+.3g}"]
@@ -108,10 +108,11 @@ def _material(evaluation: Mapping[str, Any]) -> str:
     """What perplexity was measured on. Conversations are counted as documents, too."""
     found, read = evaluation["eval"], (evaluation.get("groups") or {}).get("train") or {}
     noun = "conversation" if {"conversations", "prompts"} & read.keys() else "document"
-    return f"{_counted(found['tokens'], 'token')} of {_counted(found['documents'], noun)}"
+    return f"{counted(found['tokens'], 'token')} of {counted(found['documents'], noun)}"
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """`1 prompt`, `2,000 prompts`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
@@ -119,33 +120,33 @@ def _card(config: Mapping[str, Any], evaluation: Mapping[str, Any], *, needs_res
     is_sft, whole, alarm = config["stage"] != "dpo", bool(config.get("full")), _displacement(evaluation)
     tables = _sft_tables(evaluation) if is_sft else _preference_tables(evaluation)
     return _CARD.format(
-        name=literal(_name(str(config.get("start", config["model"])))),
+        name=literal(short_name(str(config.get("start", config["model"])))),
         what="All weights" if whole else "LoRA adapter",
         method=_taught(config, evaluation) if is_sft else f"rankings with {_LOSSES[config['loss']]}",
         summary=sft_in_words(evaluation) if is_sft else preference_in_words(evaluation),
         alarm=f"\n> {literal(str(alarm.get('message') or 'displacement'))}\n" if alarm else "",
         more="".join(f"\n- {fact}" for fact in (_began(config) if is_sft else _compared(config, evaluation))),
-        model=_code(str(config.get("start", config["model"]))),
-        base=_code(str(config["base"])),
-        data=_code(str(config["data"])),
+        model=code(str(config.get("start", config["model"]))),
+        base=code(str(config["base"])),
+        data=code(str(config["data"])),
         sha256=config["manifest_sha256"],
         libraries="`transformers`" if whole else "`transformers` and `peft`",
-        loading=_LOADING_WHOLE if whole else _loading(str(config["base"]), needs_resize=needs_resize),
+        loading=_LOADING_WHOLE if whole else loading(str(config["base"]), needs_resize=needs_resize),
         four_bit=FOUR_BIT if config.get("load_in_4bit") else "",
-        merging="" if whole else _MERGING,
+        merging="" if whole else MERGING,
         evaluation="\n\n".join([*tables, *(["![Curves over the steps](curves.png)"] if drawn else [])]),
         groups=json.dumps(evaluation.get("groups", {}), indent=2),
         config=json.dumps(config, indent=2, ensure_ascii=False),
     )
 
 
-def _name(model: str) -> str:
+def short_name(model: str) -> str:
     """A hub id is a name; a path is long and says where, not what."""
     path = Path(model)
     return (path.parent if path.name == "adapter" else path).name if path.is_absolute() else model
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """A path or name as inline code: the fence is longer than any row of backticks in it."""
     one_line = " ".join(text.split())
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", one_line)), default=0))
@@ -163,7 +164,7 @@ def _taught(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
 
 def _began(config: Mapping[str, Any]) -> list[str]:
     """The adapter that was trained further, where there was one."""
-    return [f"began with the adapter {_code(config['start_adapter'])}"] if config.get("start_adapter") else []
+    return [f"began with the adapter {code(config['start_adapter'])}"] if config.get("start_adapter") else []
 
 
 def _knobs(config: Mapping[str, Any]) -> str:
@@ -189,12 +190,12 @@ def _compared(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[
     if config["loss"] in ("simpo", "orpo"):
         reference.append("only to measure against, for this loss has none")
     if found := evaluation.get("reference"):
-        asked = _counted(found["computed"], "response")
+        asked = counted(found["computed"], "response")
         reference.append(f"log-probs of {asked} computed, {found['cached']:,} from the cache")
     return [f"loss: {_knobs(config)}", "; ".join(reference)]
 
 
-def _loading(base: str, *, needs_resize: bool) -> str:
+def loading(base: str, *, needs_resize: bool) -> str:
     """Python that is run in the folder of a run with an adapter. JSON's strings are Python's, whatever is in them."""
     resize = "base.resize_token_embeddings(len(tokenizer))  # room for the pad token\n" if needs_resize else ""
     return _LOADING.format(base=json.dumps(base, ensure_ascii=False), resize=resize)
@@ -221,7 +222,7 @@ def _preference_tables(evaluation: Mapping[str, Any]) -> list[str]:
             for name, words in _WRITTEN.items()
             if name in written
         ]
-        tables.append(table((f"own answers to {_counted(written['prompts'], 'prompt')}", "before", "after"), rows))
+        tables.append(table((f"own answers to {counted(written['prompts'], 'prompt')}", "before", "after"), rows))
     return tables
 
 
@@ -290,7 +291,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("model")
 model = AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32).eval()"""
 
-_MERGING = """
+MERGING = """
 For a whole model that needs no `peft`, merge the adapter into its base:
 `python -m train merge --model RUN --output DIR`.
 """

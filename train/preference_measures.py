@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from train.layouts import Batch
+from train.processes import gathered
 
 
 class Sums:
@@ -52,6 +53,21 @@ class Sums:
 
     def _add(self, name: str, values: Tensor) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + float(values.sum())
+
+    def everywhere(self) -> Sums:
+        """Over all processes."""
+        found = Sums(start=self._start)
+        mine: Any = [self._sums, self._pairs, self._ties, self._responses, self._sides]
+        for own in gathered([mine]):
+            sums, pairs, ties, responses, sides = own
+            for name, value in sums.items():
+                found._sums[name] = found._sums.get(name, 0.0) + value
+            for name, count in sides.items():
+                found._sides[name] += count
+            found._pairs += pairs
+            found._ties += ties
+            found._responses += responses
+        return found
 
     def counts(self) -> dict[str, int]:
         """How much was measured."""

@@ -13,6 +13,7 @@ from train.health import Health
 from train.layouts import Batch, Layout, collate, log_probs, parts, to_device
 from train.policy_losses import PolicyLoss
 from train.preference_measures import Sums
+from train.processes import summed
 from train.reference import ReferenceLogProbs, keys
 
 
@@ -56,24 +57,28 @@ class PreferenceObjective:
     def begin(self, model: nn.Module, passes: Sequence[Batch]) -> None:
         """Give each pass its reference log-probs and, for KTO, the step's z0."""
         if self._asks:
-            for batch in passes:
-                batch["reference"] = self.reference.of(model, batch)
+            self._ask_reference(model, passes)
         if self._loss.loss == "kto":
-            baseline = self._baseline(model, passes)
-            for batch in passes:
-                batch["baseline"] = baseline
+            own = self._mismatched(model, passes)
+            total, count = summed(torch.stack([own.double().sum(), torch.tensor(float(len(own)))]))
+            _set_baseline(passes, total / count)
+        self.reference.share()
+
+    def _ask_reference(self, model: nn.Module, passes: Sequence[Batch]) -> None:
+        for batch in passes:
+            batch["reference"] = self.reference.of(model, batch)
 
     @torch.no_grad()
-    def _baseline(self, model: nn.Module, passes: Sequence[Batch]) -> Tensor:
-        """KTO's z0: the mean log ratio of responses to prompts they do not belong to, at least 0, in nats.
+    def _mismatched(self, model: nn.Module, passes: Sequence[Batch]) -> Tensor:
+        """Log ratios of responses to prompts they do not belong to, in nats, shape (R,), on the CPU.
 
-        Source: Ethayarajh et al. 2024, section 4.1.
+        KTO's z0 is their mean, at least 0. Source: Ethayarajh et al. 2024, section 4.1.
         """
-        found = []
+        found = [torch.zeros(0)]
         for batch in passes:
             own = log_probs(model, batch["mismatched"])
-            found.append(own - _as(self.reference.of(model, batch["mismatched"]), own))
-        return torch.cat(found).mean().clamp(min=0)
+            found.append((own - _as(self.reference.of(model, batch["mismatched"]), own)).cpu())
+        return torch.cat(found)
 
     def weight(self, batch: Batch) -> Tensor:
         """The weight of the pass's comparisons, its number of rankings, or of judged responses."""
@@ -87,8 +92,8 @@ class PreferenceObjective:
         return self._loss(found, batch)
 
     def measured(self) -> dict[str, float]:
-        """What the responses of the steps since this was asked last came to."""
-        row, self._sums = self._sums.row(), Sums()
+        """What the responses of the steps since this was asked last came to, in all processes."""
+        row, self._sums = self._sums.everywhere().row(), Sums()
         return row
 
     @torch.no_grad()
@@ -98,9 +103,9 @@ class PreferenceObjective:
         model.eval()
         sums, total, weight = Sums(start=True), 0.0, 0.0
         for batch in self._passes(next(model.parameters()).device):
-            # One pass as its own step: KTO's z0 is then the pass's.
-            self.begin(model, [batch])
-            batch["reference"] = self.reference.of(model, batch)
+            self._ask_reference(model, [batch])
+            if self._loss.loss == "kto":  # one pass as its own step
+                _set_baseline([batch], self._mismatched(model, [batch]).mean())
             found = log_probs(model, batch)
             batch = with_reference(batch, found)
             sums.add(found, batch, rewards=self._loss.rewards(found, batch))
@@ -122,6 +127,11 @@ class PreferenceObjective:
 def with_reference(batch: Batch, found: Tensor) -> Batch:
     """The batch with its reference log-probs, if it has some, of the type and at the place of `found`."""
     return {**batch, "reference": _as(batch["reference"], found)} if "reference" in batch else batch
+
+
+def _set_baseline(passes: Sequence[Batch], mean: Tensor) -> None:
+    for batch in passes:
+        batch["baseline"] = mean.clamp(min=0).to(dtype=torch.float32, device=batch["lengths"].device)
 
 
 def _as(numbers: Tensor, like: Tensor) -> Tensor:

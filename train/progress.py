@@ -45,7 +45,8 @@ class RunProgress(TrainerCallback):
         self.began, self.first_step = time.monotonic(), state.global_step
         self.run.update(step=state.global_step, total_steps=state.max_steps)
         # In a log file the rows of `on_log` take the bar's place.
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.stderr, disable=None)
+        quiet = self.run.follows or None
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.stderr, disable=quiet)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any

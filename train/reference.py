@@ -24,6 +24,7 @@ from train.files import exclusive
 from train.groups import Group
 from train.layouts import Batch, log_probs
 from train.policies import reference_of
+from train.processes import gathered, is_main, rank, world_size
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class ReferenceLogProbs:
     """Log-probs under the reference, the policy with its adapters off.
 
     `computed`, `cached`: responses whose number was computed here, or found in the file or in memory. `forwards`: calls
-    of the model.
+    of the model. Of several processes the main one writes to the file, and counts for all; see `share`.
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:
@@ -64,6 +65,8 @@ class ReferenceLogProbs:
         self.path = path
         self.identity = identity
         self.computed = self.cached = self.forwards = 0
+        self._new: dict[str, float] = {}
+        self._shared = [0, 0, 0]
         with exclusive(self._lock):
             self._known = _read(path, identity) if path.exists() else {}
         log.info("reference log-probs: %s known in %s", f"{len(self._known):,}", path)
@@ -93,7 +96,31 @@ class ReferenceLogProbs:
                 "for this data. Leave out --bf16, or use another --model."
             )
         self._known |= new
-        rows = [{"key": key, "log_prob": value} for key, value in new.items()]
+        self._new |= new
+        if is_main():
+            self._write(new)
+
+    def share(self) -> None:
+        """Tell the other processes what was computed since they were told last, and learn theirs. All at once."""
+        if world_size() == 1:
+            return
+        counts = list(self.counts().values())
+        own: dict[str, Any] = {"new": self._new, "counts": [n - m for n, m in zip(counts, self._shared, strict=True)]}
+        for number, other in enumerate(gathered([own])):
+            if number == rank():
+                continue
+            new = {key: value for key, value in other["new"].items() if key not in self._known}
+            self._known |= new
+            if is_main() and new:
+                self._write(new)
+            self.computed, self.cached, self.forwards = (
+                n + m for n, m in zip(self.counts().values(), other["counts"], strict=True)
+            )
+        self._new, self._shared = {}, list(self.counts().values())
+
+    def _write(self, new: Mapping[str, float]) -> None:
+        """Add lines to the file."""
+        rows: list[Mapping[str, Any]] = [{"key": key, "log_prob": value} for key, value in new.items()]
         with exclusive(self._lock), self.path.open("a+b") as file:
             if not file.tell():  # new, or deleted meanwhile
                 rows = [vars(self.identity), *rows]

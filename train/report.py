@@ -20,7 +20,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, normalized: Normaliza
     """Adapter, head, tokenizer and what was normalized, under `folder` all at once."""
     with whole_folder(folder) as unfinished:
         model.save_pretrained(str(unfinished))
-        _sort_modules(unfinished / "adapter_config.json")
+        sort_modules(unfinished / "adapter_config.json")
         tokenizer.save_pretrained(str(unfinished))
         write_normalization(normalized, unfinished)
         (unfinished / "README.md").unlink(missing_ok=True)  # peft's template; the run's own card says more
@@ -36,7 +36,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sort_modules(path: Path) -> None:
+def sort_modules(path: Path) -> None:
     """peft writes the adapted layers' names in the order of a set, another one in every process."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(config["target_modules"], list):

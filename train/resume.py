@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
+from train.checkpoints import good_to_resume
 from train.run import checkpoint_step, read_config, read_status
 
 
@@ -18,8 +19,8 @@ def saved_config(folder: str, *, stage: str, kind: type[Any]) -> Any:
         raise BadInput(f"--resume {path}: this is a run of '{status.stage}'. Continue it with that stage.")
     if status.state == "done":
         raise BadInput(f"--resume {path}: the run is done. Start a new one with another --output.")
-    if not checkpoint_step(path):
-        raise BadInput(f"--resume {path}: no checkpoint to continue from. Start again with a new --output.")
+    if not checkpoint_step(path):  # none in its full size: so the reading ends at once, and says why
+        good_to_resume(path)
     saved = read_config(path)
     values = {f.name: saved[f.name] for f in fields(kind) if f.name in saved}
     for field in fields(kind):

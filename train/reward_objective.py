@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from train.evaluation import Evaluation
 from train.groups import Group
 from train.layouts import Batch, Layout, collate, scores
 from train.losses import RewardLoss
+from train.processes import summed
 
 
 class RewardObjective:
@@ -43,8 +45,8 @@ class RewardObjective:
         return self._loss(found, batch)
 
     def measured(self) -> dict[str, float]:
-        """Accuracy and margin of the strict comparisons since this was asked last."""
-        row, self._window = self._window.row(), _Window()
+        """Accuracy and margin of the strict comparisons since this was asked last, in all processes."""
+        row, self._window = self._window.everywhere().row(), _Window()
         return row
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
@@ -64,6 +66,13 @@ class _Window:
         self.wins += float((gaps > 0).sum()) + 0.5 * float((gaps == 0).sum())
         self.strict += len(gaps)
         self.margin += float(gaps.sum())
+
+    def everywhere(self) -> _Window:
+        """Over all processes."""
+        found = _Window()
+        own = torch.tensor([self.wins, self.strict, self.margin], dtype=torch.float64)
+        found.wins, found.strict, found.margin = summed(own).tolist()
+        return found
 
     def row(self) -> dict[str, float]:
         if not self.strict:

@@ -23,6 +23,7 @@ from train.losses import RewardLoss
 from train.models import ModelSource, device, load_config, load_tokenizer, resolve, trainable_base
 from train.normalization import normalize_rewards
 from train.pass_trainer import PassTrainer
+from train.processes import ending_together, is_main, joined
 from train.reward_objective import RewardObjective
 from train.rewards import let_signals_in, new_reward_model, row_limit
 from train.run import Run, check_output
@@ -46,14 +47,14 @@ class Inputs:
 
 def main(config: RmConfig) -> str:
     """Train, evaluate and save; returns the run folder."""
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, joined():
         if config.resume is None:
             check_output(config.output)
         reporting.check(config.report_to)
         inputs = _read(config)
         found = {"manifest_sha256": inputs.manifest_sha256, "max_length": inputs.max_length}
         run = open_run(config, stage="rm", source=inputs.source, found=found)
-        with run.outcome():
+        with run.outcome(), ending_together():
             _train(config, inputs, run=run, interrupt=interrupt)
     return str(config.output)
 
@@ -132,16 +133,18 @@ def loss_of(config: RmConfig) -> RewardLoss:
 
 
 def _finish(config: RmConfig, inputs: Inputs, *, trainer: PassTrainer, objective: RewardObjective, run: Run) -> None:
-    """Normalize, evaluate, save the adapter, write the card."""
+    """Normalize, evaluate, save the adapter, write the card: all of it in the main process."""
     run.update(message="evaluating", eta_s=None)
     normalized = None
-    if config.normalize:
+    if config.normalize and is_main():
         normalized = normalize_rewards(cast(nn.Module, trainer.model), inputs.train, objective.layout)
         objective.scale = normalized.std_before if normalized else 1.0
     if inputs.held_out:
         trainer.evaluate()
     else:
         log.info("no held-out prompts: nothing to evaluate on")
+    if not is_main():
+        return
     evaluation = objective.latest if inputs.held_out else None
     if evaluation:
         evaluation.draw(run.path / "eval.png")

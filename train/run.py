@@ -7,12 +7,13 @@ Free of torch: the web process reads runs through this module.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import psutil
 
 from data.errors import BadInput, NotFound, UserError
+from train.checkpoints import checkpoints, looks_whole, step_of
 from train.files import atomic_text, write_json
 from train.interrupt import Stopped
 
@@ -61,11 +63,13 @@ class Status:
 
 
 class Run:
-    """One run folder being written by this process."""
+    """One run folder being written by this process, or, where it `follows`, by another that it works beside."""
 
-    def __init__(self, path: Path, status: Status) -> None:
+    def __init__(self, path: Path, status: Status, *, follows: bool = False) -> None:
         self.path = path
         self.status = status
+        self.follows = follows
+        """Nothing is written from here."""
         self.last_word = ""
         """What stays in the status of a run that is done."""
         self._write_status()
@@ -93,6 +97,11 @@ class Run:
         total = before.total_steps
         return cls(path, replace(_own_status(before.stage), step=step, total_steps=total, started_at=started_at))
 
+    @classmethod
+    def follow(cls, path: Path) -> Run:
+        """A run that another process has created or reopened."""
+        return cls(path, read_status(path), follows=True)
+
     def update(self, **changes: Any) -> None:
         """Change fields of the status."""
         self.status = replace(self.status, **changes)
@@ -100,16 +109,28 @@ class Run:
 
     def record(self, row: Mapping[str, float]) -> None:
         """Append one row to `metrics.jsonl`; whoever reads the file sees whole lines only."""
+        if self.follows:
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def finish(self, state: str, message: str = "") -> None:
         """The last word: done, failed or stopped."""
-        self.update(state=state, message=message, eta_s=None, finished_at=_now())
+        self.status = replace(self.status, state=state, message=message, eta_s=None, finished_at=_now())
+        try:
+            self._write_status()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # A full disk has no room for a new file, but the one that is there still has its block.
+            _overwrite(self.path / "status.json", json.dumps(asdict(self.status)))
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
         """Copy the log to `log.txt` and write down how the work inside ended; exceptions go on to the caller."""
+        if self.follows:
+            yield
+            return
         handler = _log_handler(self.path / "log.txt")
         try:
             yield
@@ -130,10 +151,12 @@ class Run:
         finally:
             if handler:
                 logging.getLogger().removeHandler(handler)
-                handler.close()
+                with suppress(OSError):  # a full disk: the status has the last word
+                    handler.close()
 
     def _write_status(self) -> None:
-        write_json(self.path / "status.json", asdict(self.status))
+        if not self.follows:
+            write_json(self.path / "status.json", asdict(self.status))
 
 
 def check_output(path: Path) -> None:
@@ -191,11 +214,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def checkpoint_step(path: Path) -> int:
-    """The step of the newest complete checkpoint, 0 where there is none."""
-    # trainer_state.json is what the trainer writes last; a kill can leave half of it.
-    states = [p for p in path.glob("checkpoint-*/trainer_state.json") if _read_json(p)]
-    complete = [p.parent.name.removeprefix("checkpoint-") for p in states]
-    return max((int(step) for step in complete if step.isdigit()), default=0)
+    """The step of the newest checkpoint that looks whole, 0 where there is none. A resume reads it more closely."""
+    return next((step_of(folder) for folder in checkpoints(path) if looks_whole(folder)), 0)
+
+
+def _overwrite(path: Path, text: str) -> None:
+    """Write into the file as it is; a reader may for a moment meet neither the old nor the new."""
+    with path.open("r+", encoding="utf-8") as file:
+        file.write(text)
+        file.truncate()
 
 
 def _own_status(stage: str) -> Status:
@@ -216,16 +243,24 @@ def _log_handler(path: Path) -> logging.FileHandler | None:
     """A handler that copies the log to `path`, unless standard error already goes there."""
     if path.exists() and os.path.samestat(path.stat(), os.fstat(2)):
         return None
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.getLogger().addHandler(handler)
     return handler
 
 
+class _LogFile(logging.FileHandler):
+    """A line that the disk does not take is lost, and no traceback is printed in its place."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
 def _note(handler: logging.FileHandler | None, text: str) -> None:
     """To `log.txt` alone: the caller tells standard error."""
     if handler and handler.stream:
-        handler.stream.write(text + "\n")
+        with suppress(OSError):
+            handler.stream.write(text + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -84,7 +84,7 @@ def sample_all(
     model's own generation settings and torch's random state are left as they were. `quiet`: no bar, no lines.
     """
     draws = _draws(prompts, config=config, first=first)
-    stops = _stops(tokenizer, model)
+    stops = stop_tokens(tokenizer, model)
     found: list[list[Sample]] = [[] for _ in prompts]
     bar = tqdm(total=len(draws), unit="response", file=sys.stderr, disable=quiet or None)
     began = time.monotonic()
@@ -167,7 +167,7 @@ def _chance(seeds: Sequence[int], *, model: Any, config: Sampling) -> LogitsProc
     return LogitsProcessorList([*steps, _OwnChance(seeds, next(model.parameters()).device)])
 
 
-def _stops(tokenizer: PreTrainedTokenizerBase, model: Any) -> list[int]:
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: Any) -> list[int]:
     """The tokens that end a response: the tokenizer's EOS, and those that the model folder names."""
     suggested = model.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(suggested if isinstance(suggested, list) else [suggested])} - {None}

@@ -40,6 +40,7 @@ from train.models import (
 )
 from train.pass_trainer import PassTrainer
 from train.policies import check_log_probs, new_policy
+from train.processes import ending_together, is_main, joined
 from train.rewards import let_signals_in, row_limit
 from train.run import Run, check_output, read_config
 from train.training import announce_counts, announce_size, new_trainer, open_run, train_to_end
@@ -62,7 +63,7 @@ class Material:
 
 def main(config: SftConfig) -> str:
     """Train, evaluate and save; returns the run folder."""
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, joined():
         if config.resume is None:
             check_output(config.output)
         reporting.check(config.report_to)
@@ -79,7 +80,7 @@ def main(config: SftConfig) -> str:
         if source.adapter:
             found |= {START: str(source.adapter), "adapter_sha256": sha256_of(source.adapter)}
         run = open_run(config, stage="sft", source=source, found=found)
-        with run.outcome():
+        with run.outcome(), ending_together():
             _train(config, source, tokenizer, material=material, run=run, interrupt=interrupt)
     return str(config.output)
 
@@ -163,7 +164,7 @@ def _train(
     announce_size(
         config, model, layout, material.train, noun="documents" if config.stage == "text" else "conversations"
     )
-    start = dict(objective.evaluate(model)) if material.held_out else None
+    start = dict(objective.evaluate(model)) if material.held_out and is_main() else None
     train_to_end(trainer, run)
     _finish(config, tokenizer, material=material, trainer=trainer, objective=objective, start=start, run=run)
 
@@ -184,6 +185,8 @@ def _finish(
         trainer.evaluate()
     else:
         log.info("nothing is held out: nothing to evaluate on")
+    if not is_main():
+        return
     found = {
         "eval": {**(objective.latest or {}), "start": start} if material.held_out else None,
         "layout": type(objective.layout).__name__,

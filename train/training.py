@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,14 +16,17 @@ from transformers import PrinterCallback, TrainingArguments
 
 from data.errors import BadInput
 from train import reporting
+from train.checkpoints import full_disk_told, good_to_resume, newest_good, step_of
 from train.configs import TrainingConfig
 from train.groups import Group, GroupReport
 from train.interrupt import Interrupt, Stopped
 from train.layouts import Layout
+from train.memory import out_of_memory_told
 from train.models import ModelSource, device, versions
 from train.pass_trainer import Objective, PassTrainer
+from train.processes import barrier, join, on_main, world_size
 from train.progress import Alarm, RunProgress
-from train.run import Run, checkpoint_step, read_config, read_metrics
+from train.run import Run, read_config, read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +34,17 @@ log = logging.getLogger(__name__)
 def open_run(config: TrainingConfig, *, stage: str, source: ModelSource, found: Mapping[str, Any]) -> Run:
     """A new run folder, or the one to be resumed.
 
-    `found`: what the flags led to, for config.json. What of it is a sha256 must be the same in a resumed run. Raises
-    BadInput where it is not.
+    `found`: what the flags led to, for config.json. What of it is a sha256 must be the same in a resumed run, and so
+    must the number of processes. Raises BadInput where it is not.
     """
+    join()
+    barrier()  # all have seen that the folder is free
+    made: list[Run] = []
+    on_main(lambda: made.append(_open(config, stage=stage, source=source, found=found)))
+    return made[0] if made else Run.follow(config.resume or config.output)
+
+
+def _open(config: TrainingConfig, *, stage: str, source: ModelSource, found: Mapping[str, Any]) -> Run:
     if config.resume is None:
         return Run.create(config.output, stage=stage, config=_written(config, source, found))
     before = read_config(config.resume)
@@ -42,7 +54,12 @@ def open_run(config: TrainingConfig, *, stage: str, source: ModelSource, found: 
             raise BadInput(
                 f"--resume {config.resume}: {what} has changed since this run began. Restore it or start a new run."
             )
-    return Run.reopen(config.resume, step=checkpoint_step(config.resume))
+    if before.get("processes", 1) != world_size():
+        raise BadInput(
+            f"--resume {config.resume}: the run was started with {before.get('processes', 1)} processes, this is "
+            f"{world_size()}; a step would have other prompts. Start as many again."
+        )
+    return Run.reopen(config.resume, step=step_of(good_to_resume(config.resume)))
 
 
 def _written(config: TrainingConfig, source: ModelSource, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +71,8 @@ def _written(config: TrainingConfig, source: ModelSource, found: Mapping[str, An
     asked = Path(config.model).expanduser()
     model = source.base if asked.exists() else config.model
     start = str(asked.resolve()) if asked.exists() else config.model
-    return {**flags, "model": model, "base": source.base, "start": start, **found, "versions": versions()}
+    came_from = {"model": model, "base": source.base, "start": start}
+    return {**flags, **came_from, **found, "processes": world_size(), "versions": versions()}
 
 
 def new_trainer(
@@ -84,22 +102,29 @@ def new_trainer(
 
 
 def train_to_end(trainer: PassTrainer, run: Run, alarm: Alarm | None = None) -> None:
-    """Train from the newest checkpoint, if there is one; where it is stopped, save another and let Stopped go on.
+    """Train from the newest good checkpoint, if there is one; where it is stopped, save another and let Stopped go on.
 
     The alarm first sees the rows of a resumed run again. If it asked for the end there, the checkpoint is that end.
+    Raises BadInput where the loss is no number, or memory or disk are not enough; the last checkpoint stays.
     """
-    step = checkpoint_step(run.path)
-    if alarm and step:
+    checkpoint = newest_good(run.path)
+    if alarm and checkpoint:
         for row in read_metrics(run.path):
             alarm.observe(row)
         if alarm.asks_to_stop:
-            trainer.take_up(run.path / f"checkpoint-{step}")
+            trainer.take_up(checkpoint)
             return
-    try:
-        trainer.train(resume_from_checkpoint=str(run.path / f"checkpoint-{step}") if step else None)
-    except Stopped:
-        trainer.save_now()
-        raise
+    with out_of_memory_told(read_config(run.path)), full_disk_told(run.path):
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Stopped:
+            trainer.save_now()
+            raise
+        except UnpicklingError:
+            raise BadInput(
+                f"{checkpoint}: a file of it holds more than numbers, and its code was not run. This program writes no "
+                "such file: delete the checkpoint and find out who did."
+            ) from None
 
 
 def arguments_of(config: TrainingConfig, output: Path, *, evaluates: bool) -> TrainingArguments:
@@ -121,7 +146,6 @@ def arguments_of(config: TrainingConfig, output: Path, *, evaluates: bool) -> Tr
         eval_strategy="steps" if evaluates and config.eval_steps else "no",
         eval_steps=config.eval_steps or None,
         save_steps=config.save_steps,
-        save_total_limit=2,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
@@ -152,8 +176,8 @@ def announce_size(
     if config.tokens_per_batch:
         steps, asked = math.ceil(tokens / config.tokens_per_batch), f"{config.tokens_per_batch:,} tokens"
     else:
-        steps = math.ceil(len(groups) / config.per_device_train_batch_size)
-        asked = f"{config.per_device_train_batch_size} {noun}"
+        together = config.per_device_train_batch_size * world_size()
+        steps, asked = math.ceil(len(groups) / together), f"{together} {noun}"
     log.info("steps per epoch: about %d of %s, %.0f tokens each", steps, asked, tokens / steps)
 
 

@@ -11,6 +11,7 @@ from unittest.mock import patch
 from torch import Tensor
 
 from train.pass_trainer import PassTrainer
+from train.ppo_update import Learner
 
 
 @contextmanager
@@ -24,4 +25,18 @@ def stopped_at(step: int) -> Iterator[None]:
         return original(trainer, *args, **options)
 
     with patch.object(PassTrainer, "compute_loss", compute_loss):
+        yield
+
+
+@contextmanager
+def ppo_stopped_at(step: int) -> Iterator[None]:
+    """SIGTERM in an update, after the first optimiser step of it and `step` complete steps."""
+    original = Learner._step
+
+    def apply(learner: Learner, *args: Any, **options: Any) -> None:
+        original(learner, *args, **options)
+        if options["step"] == step + 1:
+            os.kill(os.getpid(), 15)
+
+    with patch.object(Learner, "_step", apply):
         yield

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from data.errors import BadInput, NotFound
+from train.checkpoints import seal
 from train.files import write_json
 from train.interrupt import Interrupt, Stopped
 from train.run import Run, checkpoint_step, observed_status, read_metrics, read_status
@@ -103,6 +104,7 @@ def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text('{"global_step": 5}')
+        seal(tmp_path / f"checkpoint-{step}")
     assert checkpoint_step(tmp_path) == 10
 
 

@@ -1,0 +1,169 @@
+"""Where PPO's scores come from: the reward role on the shared base, a model of its own, or a function."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from data.errors import BadInput
+from data.records import PromptRecord, Response
+from train.configs import PpoConfig
+from train.judge import Judge, RewardJudge, function_judge, is_function, named, reward_source
+from train.layouts import Layout
+from train.models import ModelSource, load_tokenizer, tokenizer_sha256, weights_sha256
+from train.roles import RewardAdapter, Roles, read_reward_adapter
+from train.rollouts import Rollouts
+
+log = logging.getLogger(__name__)
+
+
+class Scorer(Protocol):
+    """The loop knows no more than this."""
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        """One finite number a response, higher is better. Shape (R,), float32. Raises BadInput."""
+
+
+@dataclass(frozen=True)
+class SharedReward:
+    """The reward role on the actor's own base, read at the EOS of each response.
+
+    A response that was cut gets the EOS that it lacks for this: the reward model has seen none without.
+    """
+
+    roles: Roles
+    layout: Layout
+    eos_token_id: int
+    autocast: bool = False
+
+    @torch.no_grad()
+    def score(self, rollouts: Rollouts) -> Tensor:
+        ended = [
+            replace(
+                g, rows=tuple(r if s.finished else (*r, self.eos_token_id) for r, s in zip(g.rows, own, strict=True))
+            )
+            for g, own in zip(rollouts.groups, rollouts.samples, strict=True)
+        ]
+        whole = replace(rollouts, groups=tuple(ended))
+        scores = torch.zeros(len(rollouts.flat))
+        device = self.roles.device
+        with self.roles.played("reward"), torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            for row in whole.rows(self.layout, device):
+                scores[row.ended] = self.roles.scores(row.inputs).float().cpu()
+        return scores
+
+
+@dataclass(frozen=True)
+class JudgedReward:
+    """A reward model of its own, or a function: both read text."""
+
+    judge: Judge
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        return torch.tensor([score for own in self.judge.score(rollouts.records()).scores for score in own])
+
+
+@dataclass(frozen=True)
+class RewardPlan:
+    """What --reward or --gold comes to, before anything large is loaded: an adapter to share the base, or a judge."""
+
+    name: str
+    adapter: RewardAdapter | None = None
+    judge: Judge | None = None
+
+    @property
+    def kind(self) -> str:
+        """As eval.json calls it."""
+        if self.adapter is not None:
+            return "shared base"
+        return "separate model" if isinstance(self.judge, RewardJudge) else "function"
+
+
+def plan_reward(
+    name: str,
+    *,
+    flag: str,
+    config: PpoConfig,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    trial: PromptRecord,
+    may_share: bool,
+) -> RewardPlan:
+    """Find out what `flag` names. `source`: the base under the actor. `trial`: a prompt to try a function on.
+
+    Raises UserError.
+    """
+    if is_function(name):
+        tried = replace(trial, responses=(Response("Yes."), Response("No.")), rankings=())
+        judge = function_judge(name, flag=flag, trial=tried)
+        return RewardPlan(name, judge=replace(judge, quiet=True))
+    found = reward_source(name, flag=flag, workspace=config.workspace)
+    difference = _difference(found, source, tokenizer)
+    if may_share and not difference:
+        return RewardPlan(name, adapter=read_reward_adapter(found))
+    if may_share:
+        log.info(
+            "--reward %s: its %s, so it is loaded as a model of its own, with the memory of a second base. Train "
+            "the reward model on --model %s to share one.",
+            name,
+            difference,
+            config.model,
+        )
+    return RewardPlan(name, judge=RewardJudge(found, config, flag=flag, quiet=True))
+
+
+def _difference(reward: ModelSource, actor: ModelSource, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What keeps the two from sharing a base; empty where nothing does."""
+    if reward.adapter is None:
+        return "weights are a whole model"
+    if not _same_weights(reward, actor):
+        return f"base is {reward.base} and not {actor.base}"
+    with named("--reward"):
+        if tokenizer_sha256(load_tokenizer(reward)) != tokenizer_sha256(tokenizer):
+            return "tokenizer or chat template is another"
+    return ""
+
+
+def _same_weights(one: ModelSource, other: ModelSource) -> bool:
+    if one.base == other.base:
+        return True
+    local = Path(one.base).is_dir() and Path(other.base).is_dir()
+    return local and weights_sha256(one) == weights_sha256(other)
+
+
+class CheckedOnce:
+    """A scorer whose first answer is asked for twice, and all of whose answers must be finite."""
+
+    def __init__(self, scorer: Scorer, *, name: str) -> None:
+        self._scorer = scorer
+        self._name = name
+        self._checked = False
+
+    def score(self, rollouts: Rollouts) -> Tensor:
+        found = self._scorer.score(rollouts)
+        if not self._checked:
+            self._check_reproducible(found, self._scorer.score(rollouts))
+            self._checked = True
+        wrong = torch.nonzero(~torch.isfinite(found)).flatten().tolist()
+        if wrong:
+            prompts = sorted({rollouts.prompts[i // rollouts.per_prompt].record.id for i in wrong})
+            raise BadInput(
+                f"--reward {self._name}: scores that are no finite numbers, for the prompts {', '.join(prompts[:5])}. "
+                "Train the reward model again with a lower --learning_rate."
+            )
+        return found
+
+    def _check_reproducible(self, first: Tensor, second: Tensor) -> None:
+        """Nothing can be learned from chance. Raises BadInput."""
+        worst = float((first - second).abs().max())
+        if not worst <= 1e-4 * max(1.0, float(first.abs().max())) and torch.isfinite(first).all():
+            raise BadInput(
+                f"--reward {self._name}: the same responses were scored twice, up to {worst:.2g} apart; a reward must "
+                "be reproducible. Take chance (dropout, sampling, clocks) out of it."
+            )
