@@ -15,6 +15,8 @@ MAX_POINTS = 300
 _WIDTH, _HEIGHT = 420, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 10, 22
 _GRID_LINES = 4
+_NEAR = 2.5
+"""A level up to so many times as high as the line is drawn."""
 
 Point = tuple[float, float]
 
@@ -33,11 +35,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Figure:
-    """One drawing. `top`: the upper end of its scale, None = from the data."""
+    """One drawing. `top`: the upper end of its scale, None = from the data; `floor`: no lower than this.
+
+    `levels`: settings of the run to measure the lines by, each with its words; 0 is none.
+    """
 
     title: str
     lines: tuple[Line, ...]
     top: float | None = None
+    floor: float | None = None
+    levels: tuple[tuple[str, str], ...] = ()
 
 
 _MINIMISED = Figure("Loss", (Line("loss", "eval_loss"),))
@@ -58,13 +65,37 @@ FIGURES: Mapping[str, tuple[Figure, ...]] = {
         ),
         Figure("Implicit reward margin", (Line("margin", "eval_margin"),)),
     ),
+    "ppo": (
+        Figure("Reward", (Line("reward", "eval_reward"),)),
+        Figure("Second judge", (Line("gold", "eval_gold"),)),
+        Figure(
+            "KL from the start, nats",
+            (Line("kl", "eval_kl"),),
+            levels=(("kl_budget", "budget"), ("kl_target", "target"), ("hacking_alarm", "alarm")),
+        ),
+        Figure("Length, tokens", (Line("tokens", "eval_tokens"),)),
+        Figure("Ended by itself", (Line("finished", "eval_finished"),), top=1.0),
+        Figure("Repeated text", (Line("repetition", "eval_repetition"),)),
+        Figure("Entropy, nats a token", (Line("entropy", ""),)),
+        Figure("Clipped", (Line("clip_fraction", "", "tokens"), Line("value_clip_fraction", "", "values"))),
+        Figure("Critic: loss", (Line("value_loss", ""),)),
+        Figure("Critic: returns foreseen", (Line("explained_variance", ""),), top=1.0, floor=-1.0),
+        Figure(
+            "Speed, tokens a second",
+            (
+                Line("rollout_tokens_per_s", "", "writing"),
+                Line("scoring_tokens_per_s", "", "scoring"),
+                Line("update_tokens_per_s", "", "learning"),
+            ),
+        ),
+    ),
 }
 """The drawings of each stage. What a run did not measure is not drawn."""
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The points of a line. `kind`: `first` or `second` of a figure with two, else empty."""
+    """The points of a line. `kind`: `first`, `second` or `third` of a figure with several, else empty."""
 
     name: str
     kind: str
@@ -100,9 +131,12 @@ class _Plane:
         )
 
 
-def curves(rows: Sequence[Mapping[str, Any]], stage: str = "rm") -> str:
-    """A stage's figures over the steps, from the rows of `metrics.jsonl`; empty before the second row."""
-    drawn = [_figure(figure, rows) for figure in FIGURES.get(stage, (_MINIMISED,))]
+def curves(rows: Sequence[Mapping[str, Any]], stage: str = "rm", *, settings: Mapping[str, Any] | None = None) -> str:
+    """A stage's figures over the steps, from the rows of `metrics.jsonl`; empty before the second row.
+
+    `settings`: those of the run.
+    """
+    drawn = [_figure(figure, rows, settings or {}) for figure in FIGURES.get(stage, (_MINIMISED,))]
     return f'<div class="curves">{"".join(drawn)}</div>' if any(drawn) else ""
 
 
@@ -137,30 +171,54 @@ def grid_of(lowest: float, highest: float) -> list[float]:
     return [n * gap for n in range(math.floor(lowest / gap), math.ceil(highest / gap) + 1)]
 
 
-def _figure(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Each line (in training) with its marks (held out)."""
-    kinds = ("first", "second") if len(figure.lines) > 1 else ("",)
+def _figure(figure: Figure, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+    """Each line (in training) with its marks (held out), and the levels to measure them by."""
+    kinds = ("first", "second", "third") if len(figure.lines) > 1 else ("",)
     read = [
         _Drawn(line.name, kind, _points(rows, line.training), _points(rows, line.held_out))
-        for line, kind in zip(figure.lines, kinds, strict=True)
+        for line, kind in zip(figure.lines, kinds, strict=False)
     ]
     drawn = [line for line in read if line.has_line]
     if not drawn:
         return ""
-    points = list(chain.from_iterable((*line.points, *line.marks) for line in drawn))
-    steps, values = zip(*points, strict=True)
-    grid = grid_of(min(values), figure.top or max(values))
-    plane = _Plane(first=min(steps), last=max(steps), grid=grid)
+    levels = [(words, float(settings[name])) for name, words in figure.levels if settings.get(name)]
+    plane, within = _plane(figure, drawn, levels)
     captions = [_caption(line) for line in drawn]
     keys = "".join(
         f'<span class="{line.styled("key")}">{escaped(caption)}</span>'
         for line, caption in zip(drawn, captions, strict=True)
+    ) + "".join(
+        f'<span class="key level">{escaped(f"{words} {value:g}")}</span>'
+        for words, value in levels
+        if (words, value) not in within
     )
     label = escaped(f"{figure.title} over the steps: {'; '.join(captions)}")
-    lines = "".join(_line(line, plane) for line in drawn)
+    lines = "".join(_level(*level, plane) for level in within) + "".join(_line(line, plane) for line in drawn)
     return (
         f"<figure><figcaption><strong>{escaped(figure.title)}</strong>{keys}</figcaption>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{_grid(plane)}{lines}</svg></figure>'
+    )
+
+
+def _plane(
+    figure: Figure, drawn: Sequence[_Drawn], levels: Sequence[tuple[str, float]]
+) -> tuple[_Plane, list[tuple[str, float]]]:
+    """The scale, and the levels within it: one far above would press the line to the ground."""
+    points = list(chain.from_iterable((*line.points, *line.marks) for line in drawn))
+    steps, values = zip(*points, strict=True)
+    highest = max(values)
+    within = [level for level in levels if level[1] <= _NEAR * highest]
+    lowest = min(values) if figure.floor is None else max(min(values), figure.floor)
+    grid = grid_of(lowest, figure.top or max(highest, *(value for _, value in within), lowest))
+    return _Plane(first=min(steps), last=max(steps), grid=grid), within
+
+
+def _level(words: str, value: float, plane: _Plane) -> str:
+    y = plane.place((plane.first, value))[1]
+    text = escaped(f"{words} {value:g}")
+    return (
+        f'<line class="level" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="level" x="{_WIDTH - _RIGHT}" y="{y + 13:.1f}" text-anchor="end">{text}</text>'
     )
 
 

@@ -15,6 +15,8 @@ from data.verdicts import acceptable_shares, best_responses
 class Side:
     """Counts of the prompts to learn from, or of those held out. A pair has a winner."""
 
+    different: int = 0
+    """Different prompts, ranked or not."""
     prompts: int = 0
     """Ranked prompts."""
     pairs: int = 0
@@ -40,6 +42,8 @@ class Material:
     learned: Side = field(default_factory=Side)
     held_out: Side = field(default_factory=Side)
     """Of the prompts kept for the evaluation."""
+    repeated: int = 0
+    """Prompts that are there already."""
     ties: int = 0
     unranked: int = 0
     """Pairs with a response that its annotator left unranked: nobody compared them."""
@@ -51,6 +55,7 @@ class Material:
     """Ranked prompts in which nobody set an acceptable bar."""
     unacceptable: int = 0
     """Prompts whose best response most of those who set an acceptable bar put behind it."""
+    _seen: set[str] = field(default_factory=set)
 
     def add(self, record: PromptRecord, *, eval_fraction: float, soft: bool) -> None:
         """Count one prompt."""
@@ -61,6 +66,10 @@ class Material:
         self.unranked += sum(e.unranked for e in expansions)
         self.without_ranking += not record.rankings
         side = self.held_out if split_of(record, eval_fraction) == EVAL else self.learned
+        is_new = record.prompt_hash not in self._seen
+        self._seen.add(record.prompt_hash)
+        side.different += is_new
+        self.repeated += not is_new
         side.prompts += bool(record.rankings)
         side.pairs += len(comparisons) - ties
         self._add_best(record, side)

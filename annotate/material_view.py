@@ -9,6 +9,11 @@ from annotate import panel
 from annotate.material import Material, Side
 from data.errors import BadInput
 
+_NO_REWARD_MODEL = (
+    "PPO learns from the scores of a reward model: choose a finished one under Scored by, or train one first (What to "
+    "train: Reward model)."
+)
+
 Row = tuple[str, str]
 
 
@@ -16,26 +21,32 @@ def material_view(material: Material, stage: str, settings: Mapping[str, Any]) -
     """The counts that matter to a stage with these settings."""
     learns = _learns(stage, settings)
     if not _count(material.learned, learns) and not _count(material.held_out, learns):
-        return panel.empty(_NOTHING[learns], ("/", "Rank prompts"))
+        remedy = ("/data", "Import prompts") if learns == "prompts" else ("/", "Rank prompts")
+        return panel.empty(_NOTHING[learns], remedy)
     rows = [("To learn from", _side(material.learned, learns)), ("Held out", _side(material.held_out, learns))]
     left = [(name, f"{count:,}, {what}") for name, count, what in _left_out(material, learns, settings) if count]
-    return panel.title("This run would see") + panel.facts([*rows, *left]) + _one_sided(material.learned, learns)
+    return (
+        panel.title("This run would see") + panel.facts([*rows, *left]) + _warning(material.learned, learns, settings)
+    )
 
 
 def check_material(material: Material, project: str, stage: str, settings: Mapping[str, Any]) -> None:
     """Raises BadInput where the stage would have nothing to learn from."""
     learns = _learns(stage, settings)
     if _count(material.learned, learns):
+        lacking = _lacking(material.learned, settings) if learns == "prompts" else ""
+        if lacking:
+            raise BadInput(lacking)
         return
     if _count(material.held_out, learns):
-        raise BadInput(
-            f"All there is to learn from in '{project}' is held out. Lower the share held out, or rank more prompts."
-        )
+        more = "add prompts" if learns == "prompts" else "rank more prompts"
+        raise BadInput(f"All there is to learn from in '{project}' is held out. Lower the share held out, or {more}.")
     raise BadInput(f"There is nothing to learn from in '{project}' yet. {_NOTHING[learns]}")
 
 
 _NOTHING = {
     "pairs": "No response is ranked above another one: rank some prompts.",
+    "prompts": "There is no prompt to write a response to: import some.",
     "best": "No prompt has a best response that is acceptable: rank some prompts.",
     "bar": "No ranking has an acceptable bar, and KTO learns from nothing else: set it (|) while ranking, or choose "
     "another method.",
@@ -43,17 +54,21 @@ _NOTHING = {
 
 
 def _learns(stage: str, settings: Mapping[str, Any]) -> str:
-    """What one example is: a pair, a best response, or a response before or behind the bar."""
+    """What one example is: a prompt, a pair, a best response, or a response before or behind the bar."""
+    if stage == "ppo":
+        return "prompts"
     if stage == "sft":
         return "best"
     return "bar" if settings.get("loss") == "kto" else "pairs"
 
 
 def _count(side: Side, learns: str) -> int:
-    return {"pairs": side.pairs, "best": side.best, "bar": side.judged}[learns]
+    return {"prompts": side.different, "pairs": side.pairs, "best": side.best, "bar": side.judged}[learns]
 
 
 def _side(side: Side, learns: str) -> str:
+    if learns == "prompts":
+        return f"{panel.counted(side.different, 'prompt')}, ranked or not"
     if learns == "best":
         return f"{panel.counted(side.best, 'best response')}, one a prompt"
     if learns == "pairs":
@@ -64,6 +79,8 @@ def _side(side: Side, learns: str) -> str:
 
 
 def _left_out(material: Material, learns: str, settings: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    if learns == "prompts":
+        return [("Repeated prompts", material.repeated, "left out: the same prompt is there already")]
     unranked = ("Prompts not ranked", material.without_ranking, "left out")
     if learns == "best":
         return [
@@ -85,9 +102,29 @@ def _left_out(material: Material, learns: str, settings: Mapping[str, Any]) -> l
     ]
 
 
-def _one_sided(side: Side, learns: str) -> str:
+def _warning(side: Side, learns: str, settings: Mapping[str, Any]) -> str:
+    if learns == "bar":
+        return _one_sided(side)
+    lacking = _lacking(side, settings) if learns == "prompts" else ""
+    return panel.note(lacking, "warning") if lacking else ""
+
+
+def _lacking(side: Side, settings: Mapping[str, Any]) -> str:
+    """What PPO lacks to begin: something to score what it writes, different prompts for a step; empty if nothing."""
+    if not settings.get("reward"):
+        return _NO_REWARD_MODEL
+    asked = settings.get("per_device_train_batch_size") or 0
+    if side.different >= asked:
+        return ""
+    return (
+        f"A step takes {asked:,.0f} different prompts and there are {side.different:,} to learn from. Lower Prompts "
+        "per step in the settings, or add prompts."
+    )
+
+
+def _one_sided(side: Side) -> str:
     """KTO weighs good responses against bad ones."""
-    if learns != "bar" or not side.judged or (side.acceptable and side.unacceptable) or side.disputed:
+    if not side.judged or (side.acceptable and side.unacceptable) or side.disputed:
         return ""
     where, missing = ("before", "behind") if side.acceptable else ("behind", "before")
     return panel.note(

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from gradio.components.navbar import Navbar
 from starlette.middleware.cors import CORSMiddleware
 
-from annotate import data_page, models_page, rank_page, train_page
+from annotate import data_page, inspect_page, models_page, rank_page, train_page
 from annotate.exports import ExportDesk
 from annotate.guard import Gate, GuardedBlocks
 from annotate.people import LocalPerson, People
@@ -41,6 +41,7 @@ PAGES = (
     Page("Data", "data", "admin", data_page.build),
     Page("Train", "train", "admin", train_page.build),
     Page("Models", "models", "admin", models_page.build),
+    Page("Inspect", "inspect", "admin", inspect_page.build),
 )
 PAGE_ROLES = {page.path: page.role for page in PAGES}
 

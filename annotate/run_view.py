@@ -19,10 +19,11 @@ from annotate.policy_view import (
     sft_view,
     tells_displacement,
 )
+from annotate.ppo_view import alarm_banner, is_alarmed, ppo_result, ppo_view, tells_alarm, to_inspect
 from annotate.reward_view import reward_view
 from train import jobs
 
-STAGES = {"sft": "SFT", "rm": "Reward model", "dpo": "DPO"}
+STAGES = {"sft": "SFT", "rm": "Reward model", "dpo": "DPO", "ppo": "PPO"}
 """The trainings a page offers, by the name that `train.jobs` knows them under."""
 
 _ACCOUNT = {
@@ -49,10 +50,10 @@ _ACCOUNT = {
 def run_view(run: jobs.RunInfo) -> str:
     """The whole panel of a run."""
     rows = jobs.metrics(run.path, max_points=MAX_POINTS)
-    banner = displacement_banner(run, rows)
-    drawn = curves([*_before(run.evaluation), *rows], run.status.stage)
+    banner = displacement_banner(run, rows) + alarm_banner(run, rows)
+    drawn = curves([*_before(run.evaluation), *rows], run.status.stage, settings=run.config)
     turned_out = evaluation_view(run.evaluation, stage=run.status.stage) if run.evaluation else ""
-    return _head(run) + _standing(run) + banner + drawn + turned_out
+    return _head(run) + _standing(run) + banner + drawn + turned_out + to_inspect(run)
 
 
 def evaluation_view(evaluation: Mapping[str, Any], *, stage: str = "rm") -> str:
@@ -61,6 +62,8 @@ def evaluation_view(evaluation: Mapping[str, Any], *, stage: str = "rm") -> str:
         turned_out = sft_view(evaluation)
     elif stage == "dpo":
         turned_out = dpo_view(evaluation)
+    elif stage == "ppo":
+        turned_out = ppo_view(evaluation)
     else:
         turned_out = reward_view(evaluation.get("eval"))
     left_out = panel.facts(_left_out(evaluation.get("groups") or {}))
@@ -85,6 +88,9 @@ def result_of(run: jobs.RunInfo) -> str:
         before, after = (found.get("start") or {}).get("perplexity"), found.get("perplexity")
         change = f"{perplexity_text(before)} → " if before is not None else ""
         return f"perplexity {change}{perplexity_text(after)}" if after is not None else ""
+    if run.status.stage == "ppo":
+        told = [ppo_result(found), "over-optimised" if is_alarmed(run.evaluation or {}) else ""]
+        return ", ".join(filter(None, told))
     words = [f"{found['accuracy']:.1%} of pairs"] if found.get("accuracy") is not None else []
     return ", ".join([*words, *(["displaced"] if is_displaced(run.evaluation or {}) else [])])
 
@@ -152,7 +158,8 @@ def _standing(run: jobs.RunInfo) -> str:
 def _steps(status: Any) -> str:
     share = 100 * status.step / status.total_steps if status.total_steps else 0
     step = f"Step {status.step:,} of {status.total_steps:,}" if status.total_steps else "Reading data and model"
-    silent = status.message == "starting" or tells_displacement(status.message)  # the banner says it
+    told = tells_displacement(status.message) or tells_alarm(status.message)  # by the banner
+    silent = status.message == "starting" or told
     doing = "" if silent else status.message
     left = f"about {in_words(status.eta_s)} left" if status.eta_s is not None else doing
     return (

@@ -6,7 +6,7 @@ or a restarted server sees the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from annotate.exports import MAX_EVAL_FRACTION, eval_fraction_of, export_for
 from annotate.material import Material, material_of
 from annotate.material_view import check_material, material_view
 from annotate.people import People
-from annotate.run_view import STAGES, fingerprint, is_merged, run_address, run_view
-from annotate.train_settings import SETTINGS, Choice, Setting, Switch
+from annotate.run_view import STAGES, fingerprint, is_merged, result_of, run_address, run_view
+from annotate.train_settings import FINISHED_RUNS, SETTINGS, Choice, FinishedRun, Setting, Switch
 from data.entities import Project
 from data.errors import BadInput, Conflict, NotFound, UserError
 from data.exporting import DEFAULT_EVAL_FRACTION
@@ -54,7 +54,7 @@ class TrainDesk:
         run = next((r for r in runs if r.status.state == "running"), runs[0] if runs else None)
         chosen = projects[0].id if projects else None
         project_list = gr.update(choices=[(p.name, p.id) for p in projects], value=chosen)
-        return project_list, *self._show(run)
+        return project_list, *self._show(run, opening=True)
 
     def material(self, request: gr.Request, project_id: object, percent: float, stage: str, *values: Any) -> str:
         """What a run would see; counting 20,000 prompts takes some seconds."""
@@ -121,6 +121,7 @@ class TrainDesk:
     def _start(self, project: Project, *, stage: str, settings: dict[str, Any], eval_fraction: float) -> jobs.RunInfo:
         if not settings["model"]:
             raise BadInput("Base model is empty. Choose one of the list, or give a folder or a hub id.")
+        self._check_runs(stage, settings)
         busy = next((r.name for r in jobs.list_runs(self._workspace) if r.status.state == "running"), None)
         if busy:
             raise Conflict(f"'{busy}' is still running; one run at a time. Wait for it or stop it.")
@@ -130,6 +131,13 @@ class TrainDesk:
         made = export_for(self._store, project, workspace=self._workspace, formats=["trl"], eval_fraction=eval_fraction)
         return self._launch(stage, {**settings, "data": made.path}, workspace=self._workspace)
 
+    def _check_runs(self, stage: str, settings: Mapping[str, Any]) -> None:
+        """Refuse a run that the page does not offer: what it names is loaded. Raises BadInput."""
+        for own, setting in FINISHED_RUNS:
+            value = settings[setting.name] if own == stage else ""
+            if value and value not in [address for _, address in self._finished(setting)]:
+                raise BadInput(f"{setting.label}: this is no finished run of the list. Choose one, or reload the page.")
+
     def _run(self, name: str) -> jobs.RunInfo:
         """The run of that name, which is compared with those that are there, never joined to a path."""
         for path in (self._workspace / "runs").glob("*/status.json"):
@@ -137,12 +145,12 @@ class TrainDesk:
                 return jobs.read_run(path.parent)
         raise NotFound("This run is gone. Reload the page.")
 
-    def _show(self, run: jobs.RunInfo | None) -> tuple[Any, ...]:
-        """The run's half of the page: `SHOWN` values."""
+    def _show(self, run: jobs.RunInfo | None, *, opening: bool = False) -> tuple[Any, ...]:
+        """The run's half of the page, and the lists that runs appear in: `SHOWN` values."""
         if run is None:
             hidden = gr.update(visible=False)
             shown = (panel.empty(_NO_RUN), "", hidden, hidden, hidden, gr.update(interactive=True), _timer(False))
-            return *shown, "", "", self._models()
+            return *shown, "", "", self._models(), *self._offered(None, opening=opening)
         running = run.status.state == "running"
         return (
             run_view(run) + (_to_models(run) if run.has_adapter and not running else ""),
@@ -155,7 +163,30 @@ class TrainDesk:
             run.name,
             fingerprint(run),
             gr.update() if running else self._models(),
+            *self._offered(run, opening=opening),
         )
+
+    def _offered(self, run: jobs.RunInfo | None, *, opening: bool) -> list[Any]:
+        """The lists of finished runs. A page that opens chooses the newest; later, the one that has just finished."""
+        if run and run.status.state == "running" and not opening:
+            return [gr.update() for _ in FINISHED_RUNS]  # a list that changes each second closes
+        return [self._list(setting, run, opening=opening) for _, setting in FINISHED_RUNS]
+
+    def _list(self, setting: FinishedRun, run: jobs.RunInfo | None, *, opening: bool) -> Any:
+        found = self._finished(setting)
+        choices = found if setting.needed else [("None", ""), *found]
+        own = str(run.path.resolve()) if run else ""
+        just_finished = next((address for _, address in found if address == own), None)
+        chosen = found[0][1] if opening and found else just_finished
+        if setting.needed and chosen:
+            return gr.update(choices=choices, value=chosen)
+        return gr.update(choices=choices)
+
+    def _finished(self, setting: FinishedRun) -> list[tuple[str, str]]:
+        """Words and folder of each finished run of the setting's stage, the newest first."""
+        runs = [r for r in jobs.list_runs(self._workspace) if r.status.stage == setting.stage]
+        done = [r for r in runs if r.status.state == "done" and r.has_adapter]
+        return [(", ".join(filter(None, (r.name, result_of(r)))), str(r.path.resolve())) for r in done]
 
     def _models(self) -> Any:
         """What can be trained further: the demo model, the workspace's model folders, its finished SFT runs."""
@@ -171,9 +202,9 @@ class TrainDesk:
         )
 
 
-SHOWN = 10
+SHOWN = 10 + len(FINISHED_RUNS)
 """How many values show a run: panel, log, Stop, Continue, the question, Start, timer, the run's name, what was seen,
-and the base models: a finished run may be one."""
+the base models (a finished run may be one), and the lists of finished runs to choose from."""
 
 
 def build(store: Store, workspace: Path, people: People) -> None:
@@ -183,13 +214,7 @@ def build(store: Store, workspace: Path, people: People) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             project = gr.Dropdown(label="Project", filterable=False, elem_id="project")
-            stage = gr.Radio(
-                [(label, name) for name, label in STAGES.items()],
-                value=FIRST_STAGE,
-                label="What to train",
-                info="SFT imitates the best responses, a reward model scores responses, DPO prefers what people prefer",
-                elem_id="stage",
-            )
+            stage = _stages()
             model = gr.Dropdown(
                 [DEMO_MODEL],
                 value=DEMO_MODEL,
@@ -198,9 +223,10 @@ def build(store: Store, workspace: Path, people: People) -> None:
                 allow_custom_value=True,
                 elem_id="base-model",
             )
+            needed, apart = _needed()
             with gr.Accordion("Settings", open=False, elem_id="settings"):
                 percent = _held_out()
-                groups, fields = _fields()
+                groups, rest = _settings(apart)
             material = panel.panel(elem_id="material")
             start = gr.Button("Start", variant="primary", elem_id="start")
             message = panel.panel(elem_id="start-message")
@@ -217,13 +243,18 @@ def build(store: Store, workspace: Path, people: People) -> None:
                 log = gr.Textbox(show_label=False, lines=12, max_lines=12, autoscroll=True, interactive=False)
     timer = gr.Timer(TICK_S, active=False)
     name, seen = gr.Textbox(visible=False), gr.Textbox(visible=False)
-    shown = [view, log, stop, resume, question, start, timer, name, seen, model]
+    fields_of = {**apart, **rest}
+    fields = [fields_of[own, setting.name] for own, settings in SETTINGS.items() for setting in settings]
+    lists = [fields_of[own, setting.name] for own, setting in FINISHED_RUNS]
+    shown = [view, log, stop, resume, question, start, timer, name, seen, model, *lists]
     acted = [message, *shown]
     asked = [project, percent, stage]
     opened = panel.when_opened(desk.open, None, [project, *shown])
     opened.then(desk.material, [*asked, *fields], material)
-    stage.input(_shown_settings, stage, groups, **panel.QUICK)
+    columns = {**needed, **groups}
+    stage.input(_only_of(columns), stage, list(columns.values()), **panel.QUICK)
     counted = [project.input, percent.release, stage.input, *(f.input for f in fields if isinstance(f, gr.Dropdown))]
+    counted.append(fields_of["ppo", "per_device_train_batch_size"].blur)
     gr.on(counted, desk.material, [*asked, *fields], material)
     start.click(desk.start, [*asked, model, *fields], acted, show_progress_on=message)
     timer.tick(desk.tick, [name, seen], shown, **panel.QUICK)
@@ -231,6 +262,17 @@ def build(store: Store, workspace: Path, people: People) -> None:
     keep.click(lambda: gr.update(visible=False), None, question, **panel.QUICK)
     sure.click(desk.stop, name, acted, show_progress_on=question)
     resume.click(desk.resume, name, acted, show_progress_on=message)
+
+
+def _stages() -> gr.Radio:
+    return gr.Radio(
+        [(label, name) for name, label in STAGES.items()],
+        value=FIRST_STAGE,
+        label="What to train",
+        info="SFT imitates the best responses, a reward model scores responses, DPO prefers what people prefer, PPO "
+        "writes by itself and learns from a reward model's scores",
+        elem_id="stage",
+    )
 
 
 def _held_out() -> gr.Slider:
@@ -244,22 +286,42 @@ def _held_out() -> gr.Slider:
     )
 
 
-def _fields() -> tuple[list[gr.Column], list[Any]]:
-    """The settings of each stage in a column of their own, one column shown; and all fields, stage after stage."""
-    columns, fields = [], []
+_Fields = dict[tuple[str, str], Any]
+"""Each setting's field, by stage and name."""
+_Columns = dict[tuple[str, str], gr.Column]
+"""What is shown for one stage only, by the stage and where it stands."""
+
+
+def _needed() -> tuple[_Columns, _Fields]:
+    """What a stage cannot start without, beside its base model; the other settings have defaults."""
+    columns: _Columns = {}
+    fields: _Fields = {}
+    for stage, setting in FINISHED_RUNS:
+        if setting.needed:
+            with gr.Column(visible=stage == FIRST_STAGE) as columns[stage, setting.name]:
+                fields[stage, setting.name] = _field(stage, setting)
+    return columns, fields
+
+
+def _settings(apart: Container[tuple[str, str]]) -> tuple[_Columns, _Fields]:
+    """The other settings of each stage in a column of their own, one column shown."""
+    columns: _Columns = {}
+    fields: _Fields = {}
     for stage, settings in SETTINGS.items():
-        with gr.Column(visible=stage == FIRST_STAGE, elem_id=f"{stage}-settings") as column:
+        own = [setting for setting in settings if (stage, setting.name) not in apart]
+        with gr.Column(visible=stage == FIRST_STAGE, elem_id=f"{stage}-settings") as columns[stage, "settings"]:
             with gr.Row():
-                made = {s.name: _field(stage, s) for s in settings if not isinstance(s, Switch)}
-            made |= {s.name: _field(stage, s) for s in settings if isinstance(s, Switch)}  # narrow in a row
-        columns.append(column)
-        fields += [made[setting.name] for setting in settings]
+                fields |= {(stage, s.name): _field(stage, s) for s in own if not isinstance(s, Switch)}
+            fields |= {(stage, s.name): _field(stage, s) for s in own if isinstance(s, Switch)}  # narrow in a row
     return columns, fields
 
 
 def _field(stage: str, setting: Setting) -> Any:
     value = train_settings.default_of(stage, setting.name)
     words: dict[str, Any] = {"label": setting.label, "info": setting.info, "elem_id": f"{stage}-{setting.name}"}
+    if isinstance(setting, FinishedRun):
+        none = [] if setting.needed else [("None", "")]
+        return gr.Dropdown(none, value=None if setting.needed else "", filterable=False, min_width=300, **words)
     if isinstance(setting, Choice):
         return gr.Dropdown(list(setting.options), value=value, filterable=False, min_width=300, **words)
     if isinstance(setting, Switch):
@@ -267,8 +329,9 @@ def _field(stage: str, setting: Setting) -> Any:
     return gr.Number(value, minimum=setting.least, precision=0 if setting.whole else None, min_width=190, **words)
 
 
-def _shown_settings(stage: str) -> list[Any]:
-    return [gr.update(visible=own == stage) for own in SETTINGS]
+def _only_of(columns: _Columns) -> Callable[[str], list[Any]]:
+    """A handler that shows the columns of the chosen stage."""
+    return lambda chosen: [gr.update(visible=stage == chosen) for stage, _ in columns]
 
 
 def _timer(active: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
@@ -69,7 +70,27 @@ class Switch:
         return "yes" if value else "no"
 
 
-Setting = Number | Choice | Switch
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run of another stage, by its folder; empty where none is chosen. The page knows which there are."""
+
+    name: str
+    label: str
+    info: str
+    stage: str
+    needed: bool = False
+
+    def read(self, value: Any) -> str:
+        """What the page sent; whether there is such a run, the page checks."""
+        return value if isinstance(value, str) else ""
+
+    def in_words(self, value: Any) -> str:
+        """A value of it, to be read: a folder by its name."""
+        path = Path(str(value))
+        return (path.name if path.is_absolute() else str(value)) or "none"
+
+
+Setting = Number | Choice | Switch | FinishedRun
 
 _EPOCHS = Number("num_train_epochs", "Epochs", "Passes over the data; more than one tends to overfit", whole=False)
 _STEPS = Number("max_steps", "Max steps", "Stop after so many steps; 0 goes by epochs")
@@ -169,10 +190,65 @@ _DPO: tuple[Setting, ...] = (
     Switch("stop_on_displacement", "Stop at the alarm", "End the training there, with what was learned"),
 )
 
-SETTINGS: Mapping[str, tuple[Setting, ...]] = {"sft": _SFT, "rm": _RM, "dpo": _DPO}
+_PPO: tuple[Setting, ...] = (
+    FinishedRun("reward", "Scored by", "A finished reward model: PPO learns from its scores", stage="rm", needed=True),
+    FinishedRun(
+        "gold",
+        "Second judge",
+        "Another reward model, only measured: it tells better answers from a fooled judge",
+        "rm",
+    ),
+    Choice(
+        "advantage",
+        "Method",
+        "What a response is compared with",
+        (
+            ("PPO: what a critic expected", "gae"),
+            ("RLOO: the other responses to its prompt", "rloo"),
+            ("GRPO: these, in standard deviations", "grpo"),
+        ),
+    ),
+    _STEPS,
+    Number("num_train_epochs", "Epochs", "Passes over the prompts, where max steps is 0", whole=False),
+    Number("per_device_train_batch_size", "Prompts per step", "Different ones; more is steadier", least=1),
+    Number("samples", "Responses per prompt", "Written at each step; RLOO and GRPO need 2", least=1),
+    Number("max_new_tokens", "Longest response", "In tokens; longer ones are cut and lose reward", least=1),
+    Number("kl_coef", "KL weight", "How firmly it stays near where it began, a nat", whole=False),
+    Number(
+        "kl_budget",
+        "KL budget",
+        "End the training this far from the start, in nats a response; 0: no limit",
+        whole=False,
+    ),
+    _RATE,
+    Number("num_ppo_epochs", "Passes per step", "How often each step's responses are learned from", least=1),
+    Number(
+        "missing_eos_penalty", "Penalty when cut", "Taken off the reward of a response that does not end", whole=False
+    ),
+    _RANK,
+    Number("max_length", "Max length", "Prompt with response, in tokens; longer prompts are left out", least=8),
+    _SEED,
+    _MEASURE,
+    Number("eval_prompts", "Held-out prompts asked", "How many are answered to measure it"),
+    Number(
+        "hacking_alarm",
+        "Alarm at",
+        "Warn this many nats from the start, or when the reward is being fooled; 0 turns it off",
+        whole=False,
+    ),
+    Switch("stop_on_alarm", "Stop at the alarm", "End the training there, with what was learned"),
+)
+
+SETTINGS: Mapping[str, tuple[Setting, ...]] = {"sft": _SFT, "rm": _RM, "dpo": _DPO, "ppo": _PPO}
 """What the page asks for, by stage, in its order."""
 
-FIXED: Mapping[str, Mapping[str, str]] = {"sft": {"stage": "chat", "from_rankings": "top1"}, "rm": {}, "dpo": {}}
+FINISHED_RUNS: tuple[tuple[str, FinishedRun], ...] = tuple(
+    (stage, setting) for stage, settings in SETTINGS.items() for setting in settings if isinstance(setting, FinishedRun)
+)
+"""Those settings whose choices change as runs finish, with the stage they are asked for."""
+
+_RANKINGS = {"stage": "chat", "from_rankings": "top1"}
+FIXED: Mapping[str, Mapping[str, str]] = {"sft": _RANKINGS, "rm": {}, "dpo": {}, "ppo": {}}
 """What a start from the page always says: its data are rankings."""
 
 

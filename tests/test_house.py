@@ -120,6 +120,8 @@ def test_the_commands_of_the_guides_run(workshop: Path) -> None:
                 line += " --tokens_per_batch 256"
             if " train dpo " in line:
                 line += " --health_max_new_tokens 2"
+            if " train ppo " in line:
+                line += " --max_steps 1 --per_device_train_batch_size 1 --max_new_tokens 4 --eval_prompts 1"
             if " train generate " in line:
                 line = line.replace("--samples 4", "--samples 2") + " --max_new_tokens 4"
             if " --judge " in line:

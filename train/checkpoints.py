@@ -30,8 +30,10 @@ MANIFEST = "checkpoint.json"
 KEPT = 2
 """Checkpoints of a run that stay."""
 
-_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """The disk takes no more."""
+_UNWRITABLE = _FULL | {errno.EIO, errno.EACCES}
+"""While a checkpoint is written; elsewhere it may be a reading that failed."""
 _TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|iostream error")
 """What torch.save says instead of passing on the system's error."""
 
@@ -139,7 +141,7 @@ def full_disk_told(run: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        if error.errno not in _FULL:
             raise
         raise BadInput(f"{error.filename or run}: not written ({error.strerror}). {_way_on(run)}") from error
 
@@ -211,7 +213,7 @@ def _flush(path: Path) -> None:
 
 def _refusal(error: BaseException) -> str:
     """Why the disk refused; empty where the error is of another kind."""
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         return str(error.strerror)
     if isinstance(error, SafetensorError):
         found = re.search(r"I/O error: (.+) \(os error", str(error))

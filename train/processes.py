@@ -272,6 +272,7 @@ def _store() -> Any:
 
 
 def is_joined() -> bool:
+    """Whether the processes have met."""
     return dist.is_available() and dist.is_initialized()
 
 

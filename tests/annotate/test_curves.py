@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from annotate.curves import curves, grid_of, nice_top, short, smoothed
+from tests.annotate.made_runs import row_of
 
 
 def test_nothing_is_drawn_before_there_is_a_line() -> None:
@@ -131,3 +132,55 @@ def test_held_out_marks_alone_make_a_line_once_there_are_two() -> None:
 )
 def test_numbers_stay_short(number: float, text: str) -> None:
     assert short(number) == text
+
+
+def ppo_rows(count: int, **changes: float) -> list[dict[str, float]]:
+    return [{**row_of("ppo", step), **changes} for step in range(1, count + 1)]
+
+
+def figure_of(drawn: str, title: str) -> str:
+    return drawn[drawn.index(f"<strong>{title}") :].partition("</figure>")[0]
+
+
+def test_ppo_draws_reward_divergence_critic_and_speed() -> None:
+    drawn = curves([{"step": 0, "eval_reward": 0.1, "eval_kl": 0.0}, *ppo_rows(5)], "ppo")
+    titles = re.findall(r"<figcaption><strong>([^<]*)", drawn)
+    assert titles == [
+        *("Reward", "Second judge", "KL from the start, nats", "Length, tokens", "Ended by itself", "Repeated text"),
+        *("Entropy, nats a token", "Clipped", "Critic: loss", "Critic: returns foreseen", "Speed, tokens a second"),
+    ]
+    assert "step 0: 0.100" in figure_of(drawn, "Reward")
+
+
+def test_a_run_without_critic_and_second_judge_draws_none_of_them() -> None:
+    lacking = ("gold", "value_loss", "value_clip_fraction", "explained_variance")
+    drawn = curves([{k: v for k, v in row.items() if k not in lacking} for row in ppo_rows(5)], "ppo")
+    assert "Critic" not in drawn and "Second judge" not in drawn
+    assert "line second" not in figure_of(drawn, "Clipped")
+
+
+def test_three_lines_of_a_figure_are_told_apart() -> None:
+    figure = figure_of(curves(ppo_rows(5), "ppo"), "Speed")
+    for kind, words in (("first", "writing 120.0"), ("second", "scoring 900.0"), ("third", "learning 300.0")):
+        assert f'<span class="key {kind}">{words}</span>' in figure
+        assert f'<polyline class="line {kind}"' in figure
+
+
+def test_a_level_is_drawn_where_it_is_near_and_named_where_it_is_far() -> None:
+    settings = {"kl_budget": 4.0, "kl_target": 0.0, "hacking_alarm": 20.0}
+    figure = figure_of(curves(ppo_rows(10), "ppo", settings=settings), "KL from")  # up to 2.5
+    assert figure.count('<line class="level"') == 1
+    assert ">budget 4</text>" in figure
+    assert '<span class="key level">alarm 20</span>' in figure
+    assert "target" not in figure
+    (level,) = re.findall(r'<line class="level" x1="40" x2="410" y1="([\d.]+)"', figure)
+    assert 10 <= float(level) < ends(figure, "line")[0]
+
+
+def test_a_value_below_the_floor_lies_on_it() -> None:
+    rows = [{"step": s, "loss": 0.0, "explained_variance": v} for s, v in enumerate((-50.0, -2.0, 0.5), start=1)]
+    figure = figure_of(curves(rows, "ppo"), "Critic: returns")
+    assert ">-1</text>" in figure and ">1</text>" in figure and "-50" not in figure
+    heights = re.findall(r"[\d.]+,([\d.]+)", re.findall(r'class="raw" points="([^"]*)"', figure)[0])
+    assert [float(y) for y in heights[:2]] == [148.0, 148.0]
+    assert float(heights[2]) < 79

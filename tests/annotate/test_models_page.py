@@ -64,6 +64,17 @@ def test_runs_that_write_are_shown_with_what_they_are_for_and_are_not_scored_wit
     assert not desk.open("told", LOCAL)[3]["visible"]
 
 
+def test_a_run_of_ppo_is_shown_with_its_judge_and_is_not_scored_with(desk: ModelsDesk, workspace: Path) -> None:
+    path = make_run(workspace, "ppo-1", stage="ppo")
+    table, name, details, trial = desk.open("", LOCAL)
+    assert "<td>PPO</td>" in table and "reward +0.12 → +1.92" in table
+    assert name == "ppo-1"
+    assert not trial["visible"]
+    assert "What it came to" in details
+    assert "<dt>Scored by</dt><dd>rm-1</dd>" in details
+    assert f"python -m train generate --model {path.resolve()} --prompts FILE" in details
+
+
 def test_a_run_is_shown_by_the_name_in_the_address(desk: ModelsDesk, workspace: Path) -> None:
     make_run(workspace, "one")
     make_run(workspace, "two & more", state="failed", message="no memory")

@@ -15,7 +15,8 @@ from annotate.material import material_of
 from annotate.people import LocalPerson
 from annotate.run_view import STAGES, evaluation_view, in_words
 from annotate.train_page import DEMO_MODEL, SHOWN, TrainDesk
-from annotate.train_settings import FIXED, SETTINGS, Choice, Number, default_of
+from annotate.train_settings import FINISHED_RUNS, FIXED, SETTINGS, Choice, FinishedRun, Number, default_of
+from annotate.train_settings import in_words as settings_in_words
 from data.entities import Project
 from data.records import read_record
 from data.splits import EVAL, split_of
@@ -24,7 +25,7 @@ from tests.annotate.made_runs import EVALUATION, add_checkpoint, add_rows, make_
 from train import configs, jobs
 
 LOCAL = request_of()
-VIEW, LOG, STOP, CONTINUE, QUESTION, START, TIMER, NAME, SEEN, MODELS = range(SHOWN)
+VIEW, LOG, STOP, CONTINUE, QUESTION, START, TIMER, NAME, SEEN, MODELS, REWARD, GOLD = range(SHOWN)
 
 
 def values(**changes: Any) -> list[Any]:
@@ -190,7 +191,7 @@ def test_kto_is_warned_where_all_stand_on_one_side_and_told_what_is_disputed(
 
 
 def test_a_project_without_a_ranking_cannot_be_trained_on(desk: TrainDesk, project: Project, workspace: Path) -> None:
-    for stage in SETTINGS:
+    for stage in ("sft", "rm", "dpo"):
         assert "Rank prompts" in material(desk, project.id, stage=stage)
         assert "nothing to learn from" in start(desk, project.id, stage=stage)
     assert not (workspace / "exports").exists()
@@ -215,6 +216,13 @@ def test_a_project_whose_ranked_prompts_are_all_held_out_cannot_be_trained_on(
         ({"stage": "dpo", "values": values(dpo_beta=0)}, "--beta 0.0: must be more than 0"),
         ({"stage": "dpo", "values": values(dpo_loss="best")}, "Method: this is none of the choices"),
         ({"stage": "dpo", "values": values(dpo_loss="plackett_luce", dpo_ties="drop")}, "--ties drop"),
+        (
+            {"stage": "ppo", "values": values(ppo_per_device_train_batch_size=4)},
+            "PPO learns from the scores of a reward model",
+        ),
+        ({"stage": "ppo", "values": values(ppo_reward="json:loads")}, "Scored by: this is no finished run"),
+        ({"stage": "ppo", "values": values(ppo_reward="/etc")}, "Scored by: this is no finished run"),
+        ({"stage": "ppo", "values": values(ppo_gold="json:loads")}, "Second judge: this is no finished run"),
         ({"percent": 80.0}, "the share is 0 to 50 %"),
         ({"stage": "score"}, "no training stage"),
     ],
@@ -250,7 +258,7 @@ def test_model_folders_of_the_workspace_are_offered(desk: TrainDesk, workspace: 
     for name in (DEMO_MODEL, "mine", ".unfinished", "merged-0123456789abcdef"):
         (workspace / "models" / name).mkdir(parents=True)
         (workspace / "models" / name / "config.json").write_text("{}")
-    *_, models = desk.open(LOCAL)
+    models = desk.open(LOCAL)[1:][MODELS]
     assert models["choices"] == [(DEMO_MODEL, DEMO_MODEL), ("mine", str((workspace / "models/mine").resolve()))]
 
 
@@ -267,7 +275,7 @@ def test_finished_sft_runs_are_offered_as_soon_as_they_end(desk: TrainDesk, work
 def test_a_page_that_opens_finds_the_running_run(desk: TrainDesk, workspace: Path) -> None:
     make_run(workspace, "running", state="running", eta_s=75.0)
     make_run(workspace, "newer", started_at="2026-01-01T00:00:00+00:00")
-    *_, view, log, stop, more, question, begin, timer, name, _seen, _models = desk.open(LOCAL)
+    view, log, stop, more, question, begin, timer, name, *_ = desk.open(LOCAL)[1:]
     assert name == "running"
     assert "Step 5 of 10" in view
     assert "about 1 min 15 s left" in view
@@ -300,7 +308,7 @@ def test_a_run_whose_process_died_is_shown_as_failed_and_can_be_continued(desk: 
 
 def test_a_finished_run_shows_its_evaluation_and_stops_the_timer(desk: TrainDesk, workspace: Path) -> None:
     make_run(workspace, "a&b")
-    *_, view, _, stop, _, _, begin, timer, _, _, _ = desk.open(LOCAL)
+    view, _, stop, _, _, begin, timer, *_ = desk.open(LOCAL)[1:]
     assert "a&amp;b" in view
     assert "75.0%" in view
     assert "50.0%" in view
@@ -335,6 +343,108 @@ def test_an_annotator_may_do_nothing_here(store: Store, workspace: Path, people:
     assert "Only an admin" in desk.stop("r", ann)[0]
     assert "Only an admin" in desk.resume("r", ann)[0]
     assert "status" in {p.stem for p in (workspace / "runs/r").iterdir()}
+
+
+@pytest.fixture
+def judge(workspace: Path) -> str:
+    """A finished reward model, as the page names it."""
+    return str(make_run(workspace, "rm-1").resolve())
+
+
+def test_ppo_is_told_how_many_different_prompts_there_are(
+    desk: TrainDesk, store: Store, ranked: Project, judge: str
+) -> None:
+    again = read_record({"id": "again", "prompt": "Rank 3", "responses": ["a", "b"]}, where="test")
+    store.add_prompts(ranked.id, [again])
+    shown = material(desk, ranked.id, stage="ppo", percent=0, ppo_reward=judge)
+    assert "23 prompts, ranked or not" in shown  # three of them wait
+    assert "1, left out: the same prompt is there already" in shown
+    assert "warning" not in shown
+    found = material_of(store.records(ranked.id), eval_fraction=0.3)
+    assert found.learned.different + found.held_out.different == 23
+
+
+def test_ppo_without_a_reward_model_says_what_to_do(desk: TrainDesk, ranked: Project) -> None:
+    assert "choose a finished one under Scored by, or train one first" in material(desk, ranked.id, stage="ppo")
+
+
+def test_ppo_is_refused_where_a_step_has_too_few_prompts(
+    desk: TrainDesk, project: Project, workspace: Path, judge: str
+) -> None:
+    words = "A step takes 16 different prompts and there are 3 to learn from."
+    assert words in material(desk, project.id, stage="ppo", percent=0, ppo_reward=judge)
+    assert words in start(desk, project.id, stage="ppo", percent=0.0, values=values(ppo_reward=judge))
+    assert not (workspace / "exports").exists()
+    enough = material(desk, project.id, stage="ppo", percent=0, ppo_reward=judge, ppo_per_device_train_batch_size=3)
+    assert "warning" not in enough
+
+
+def test_ppo_without_a_prompt_leads_to_the_data_page(desk: TrainDesk, store: Store, judge: str) -> None:
+    empty = store.create_project("empty", guidelines="")
+    assert 'href="/data"' in material(desk, empty.id, stage="ppo", ppo_reward=judge)
+    assert "nothing to learn from" in start(desk, empty.id, stage="ppo", values=values(ppo_reward=judge))
+
+
+def test_ppo_starts_with_the_reward_model_that_was_chosen(
+    store: Store, workspace: Path, local: LocalPerson, project: Project, judge: str
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def launch(stage: str, args: dict[str, Any], *, workspace: Path) -> jobs.RunInfo:
+        assert stage == "ppo"
+        asked.append(args)
+        return jobs.read_run(make_run(workspace, "made", stage=stage))
+
+    desk = TrainDesk(store, workspace, local, launch=launch)
+    changes = {"ppo_per_device_train_batch_size": 3, "ppo_advantage": "rloo", "ppo_kl_budget": 4.0}
+    sent = values(ppo_reward=judge, **changes)
+    assert start(desk, project.id, stage="ppo", percent=0.0, values=sent) == ""
+    expected = {"reward": judge, "gold": "", "advantage": "rloo", "kl_budget": 4.0, "learning_rate": 3e-5, "samples": 2}
+    assert expected.items() <= asked[0].items()
+    records = (Path(asked[0]["data"]) / "rankings.jsonl").read_text().splitlines()
+    assert len(records) == 3, "prompts that nobody ranked are there too"
+
+
+def test_training_s_own_rules_for_ppo_are_told_before_anything_is_written(
+    desk: TrainDesk, project: Project, workspace: Path, judge: str
+) -> None:
+    sent = values(ppo_reward=judge, ppo_per_device_train_batch_size=3, ppo_advantage="grpo", ppo_samples=1)
+    assert "--advantage grpo with --samples 1" in start(desk, project.id, stage="ppo", percent=0.0, values=sent)
+    assert not (workspace / "exports").exists()
+
+
+def test_finished_reward_models_are_offered_the_newest_chosen(desk: TrainDesk, workspace: Path, judge: str) -> None:
+    newer = make_run(workspace, "rm-2", started_at="2026-01-01T00:00:00+00:00")
+    make_run(workspace, "rm-3", state="failed", started_at="2026-01-02T00:00:00+00:00")
+    make_run(workspace, "dpo-1", stage="dpo")
+    shown = desk.open(LOCAL)[1:]
+    offered = [("rm-2, 75.0% of pairs", str(newer.resolve())), ("rm-1, 75.0% of pairs", judge)]
+    assert (shown[REWARD]["choices"], shown[REWARD]["value"]) == (offered, str(newer.resolve()))
+    assert shown[GOLD]["choices"] == [("None", ""), *offered]
+    assert "value" not in shown[GOLD], "a second judge is chosen by hand"
+
+
+def test_a_reward_model_that_has_just_finished_is_chosen(desk: TrainDesk, workspace: Path, judge: str) -> None:
+    shutil.rmtree(judge)
+    path = make_run(workspace, "rm-1", state="running")
+    assert "choices" not in desk.tick("rm-1", "", LOCAL)[REWARD], "a list that changes each second closes"
+    shutil.rmtree(path)
+    make_run(workspace, "rm-1")
+    make_run(workspace, "dpo-1", stage="dpo")
+    assert desk.tick("rm-1", "", LOCAL)[REWARD]["value"] == judge
+    assert "value" not in desk.tick("dpo-1", "", LOCAL)[REWARD], "what a person chose stays"
+
+
+def test_a_finished_run_is_named_in_the_settings_of_a_run() -> None:
+    words = dict(settings_in_words("ppo", {"reward": "/ws/runs/rm <1>", "gold": "", "advantage": "gae"}))
+    assert words == {"Scored by": "rm <1>", "Second judge": "none", "Method": "PPO: what a critic expected (gae)"}
+    assert dict(settings_in_words("ppo", {"reward": "my.judge:score"})) == {"Scored by": "my.judge:score"}
+
+
+def test_only_runs_are_chosen_from_a_list_that_changes() -> None:
+    assert [(stage, setting.name) for stage, setting in FINISHED_RUNS] == [("ppo", "reward"), ("ppo", "gold")]
+    assert all(setting.stage in STAGES for _, setting in FINISHED_RUNS)
+    assert FinishedRun("x", "X", "i", stage="rm").read(["no text"]) == ""
 
 
 def test_an_evaluation_without_held_out_pairs_says_so() -> None:

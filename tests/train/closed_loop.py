@@ -2,14 +2,19 @@
 
 The gold is VADER's score. Annotators see it with noise. Policies are measured by the gold of what they write to
 openings that nothing was trained on, and by their KL divergence from the start.
+
+`python -m tests.train.closed_loop STORIES260K FOLDER SEED` measures one seed into FOLDER/SEED.json;
+`python -m tests.train.closed_loop --plot PNG FOLDER/0.json …` draws and prints what was measured.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,19 +23,44 @@ from typing import Any
 import torch
 
 from data.records import Message
-from tests.train.gold import Judged, gold_of, openings, texts_of, write, write_rankings
+from tests.train.gold import Judged, gold_of, openings, texts_of, write, write_rankings, writer
 from train.__main__ import main
 from train.chat import encode_prompt
 from train.health import Health
 from train.layouts import PaddedRows
 from train.models import load_adapter, load_tokenizer, resolve
 from train.policies import load_policy_base
+from train.run import read_metrics
 
 PROMPTS, HELD_OUT = 1500, 200
 NEW_TOKENS = 40
 NOISE = 0.2
 """Standard deviation of what an annotator sees beside the gold, half of the gold's own."""
-RM_RECIPE = {"learning_rate": "1e-3", "per_device_train_batch_size": "8", "lora_r": "16"}
+BUDGET = 12.0
+"""Nats a response that a policy may be from the start."""
+RM_RECIPE = {"learning_rate": "1e-3", "per_device_train_batch_size": "8"}
+ONLINE = {
+    "gold": "tests.train.closed_loop:gold",
+    "learning_rate": "1e-3",
+    "max_steps": "20",
+    "per_device_train_batch_size": "16",
+    "samples": "4",
+    "max_new_tokens": str(NEW_TOKENS),
+    "kl_coef": "0.1",
+    "rollout_batch_size": "64",
+    "tokens_per_forward": "8192",
+    "kl_budget": str(BUDGET),
+}
+"""20 steps of 64 responses by the reward model."""
+METHODS: dict[str, tuple[str, dict[str, str]]] = {
+    "PPO": ("ppo", ONLINE),
+    "RLOO": ("ppo", {**ONLINE, "advantage": "rloo"}),
+    "GRPO": ("ppo", {**ONLINE, "advantage": "grpo"}),
+    "PPO, kl_coef 0.3": ("ppo", {**ONLINE, "kl_coef": "0.3"}),
+    "PPO, kl_coef 0": ("ppo", {**ONLINE, "kl_coef": "0", "kl_budget": "0"}),
+    "DPO": ("dpo", {"beta": "0.5", "learning_rate": "1e-3", "per_device_train_batch_size": "16"}),
+}
+"""Name, stage and flags. DPO learns from the same rankings, without the reward model."""
 
 
 def gold(prompt: list[dict[str, str]], responses: list[str]) -> list[float]:
@@ -122,3 +152,96 @@ def divergence(run: Path, prompts: Sequence[str], *, seed: int, folder: Path) ->
 def facts(run: Path) -> dict[str, Any]:
     """eval.json."""
     return dict(json.loads((run / "eval.json").read_text()))
+
+
+def best_of(loop: Loop, counts: Sequence[int]) -> dict[str, dict[str, float]]:
+    """The start's responses, of which the reward model picks one: gold and the divergence that picking costs.
+
+    The divergence is at most log n - (n - 1) / n (Stiennon et al. 2020).
+    """
+    held_out = loop.openings[PROMPTS:]
+    out = loop.folder / "start.jsonl"
+    rows = write(loop.base, held_out, out, samples=max(counts), new_tokens=NEW_TOKENS, seed=1000 + loop.seed)
+    scored = loop.folder / "start-scores.jsonl"
+    flags = ["--model", str(loop.reward), "--data", str(out), "--out", str(scored), "--workspace", str(loop.folder)]
+    assert main(["score", *flags]) == 0
+    scores = [json.loads(line)["scores"] for line in scored.read_text().splitlines()]
+    golds = [gold_of(texts_of(row)) for row in rows]
+    found = {}
+    for n in counts:
+        picked = [g[max(range(n), key=own.__getitem__)] for g, own in zip(golds, scores, strict=True)]
+        found[f"best of {n}"] = {"gold": mean(picked), "kl": math.log(n) - (n - 1) / n}
+    return found
+
+
+def measure_seed(stories: Path, folder: Path, seed: int) -> dict[str, Any]:
+    """All methods on one seed."""
+    work = folder / str(seed)
+    work.mkdir(parents=True)
+    loop = Loop(writer(stories, work / "base"), work, seed)
+    start = loop.measure(loop.base)
+    found: dict[str, Any] = {"start": asdict(start), "reward": facts(loop.reward)["eval"]["accuracy"]}
+    for name, (stage, flags) in METHODS.items():
+        more = {"reward": str(loop.reward)} if stage == "ppo" else {}
+        run = loop.train(stage, name.replace(" ", "-").replace(",", ""), {**flags, **more})
+        curve = [{k: r[k] for k in ("gold", "kl", "reward")} for r in read_metrics(run) if "gold" in r and "loss" in r]
+        alarm = facts(run).get("alarm") or facts(run).get("displacement") or {}
+        found[name] = {**asdict(loop.measure(run)), "curve": curve, "alarm": alarm.get("step")}
+    return found | best_of(loop, [2, 4, 16])
+
+
+def table(seeds: Sequence[dict[str, Any]]) -> str:
+    """Markdown: one row a method, one pair of columns a seed."""
+    names = [n for n in seeds[0] if n not in ("start", "reward")]
+    lines = ["| | " + " | ".join("gold, gain in sd, KL" for _ in seeds) + " |", "|---" * (1 + len(seeds)) + "|"]
+    lines.append(
+        "| start (sd) | " + " | ".join(f"{s['start']['gold']:.3f} ({s['start']['spread']:.3f})" for s in seeds) + " |"
+    )
+    for name in names:
+        cells = []
+        for s in seeds:
+            gain = (s[name]["gold"] - s["start"]["gold"]) / s["start"]["spread"]
+            cells.append(f"{s[name]['gold']:.3f}, {gain:+.2f}, {s[name]['kl']:.1f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(path: Path, seeds: Sequence[dict[str, Any]]) -> None:
+    """Gold against the divergence from the start: the way of each training, and where it ended."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    colors = dict(zip(METHODS, ["#4f46e5", "#0e9384", "#b45309", "#93a0f5", "#b42318", "#344054"], strict=True))
+    for name, color in colors.items():
+        for number, found in enumerate(seeds):
+            own, label = found[name], name if not number else None
+            curve = own["curve"]
+            axes.plot([c["kl"] for c in curve], [c["gold"] for c in curve], "-", color=color, linewidth=0.8, alpha=0.35)
+            axes.plot(own["kl"], own["gold"], "o", color=color, markersize=7, markeredgecolor="white", label=label)
+    best = [n for n in seeds[0] if n.startswith("best of")]
+    for found in seeds:
+        kl, gold_found = ([found[n][key] for n in best] for key in ("kl", "gold"))
+        axes.plot(kl, gold_found, "s--", color="#667085", markersize=5, linewidth=1, alpha=0.7)
+    for n in best:
+        axes.annotate(
+            n, (seeds[0][n]["kl"], seeds[0][n]["gold"]), xytext=(4, -12), textcoords="offset points", fontsize=8
+        )
+    axes.axvline(BUDGET, color="#98a2b3", linewidth=1, linestyle=":", label=f"budget, {BUDGET:g} nats")
+    axes.set(xlabel="KL divergence from the start, nats a response", ylabel="gold, mean", xlim=(-0.3, None))
+    axes.legend(loc="lower right", fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "--plot":
+        measured = [json.loads(Path(name).read_text()) for name in sys.argv[3:]]
+        draw(Path(sys.argv[2]), measured)
+        print(table(measured))
+    else:
+        stories, folder, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+        (folder / f"{seed}.json").write_text(json.dumps(measure_seed(stories, folder, seed)))

