@@ -18,6 +18,7 @@ import pytest
 from data.errors import NotFound
 from tests.conftest import ROOT
 from tests.train.made import byte_tokenizer, llama_config, rows, save_model, write_rows
+from train.checkpoints import seal
 from train.run import checkpoint_step, observed_status, read_metrics, read_status
 
 STEPS = 100
@@ -178,12 +179,13 @@ def test_a_run_killed_after_its_last_step_needs_no_other(whole: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("state", [None, "", '{"epoch": 1.0, "global_st'], ids=["missing", "empty", "half"])
-def test_a_checkpoint_counts_once_its_last_file_is_whole(state: str | None, tmp_path: Path) -> None:
+def test_a_checkpoint_counts_once_it_is_sealed(state: str | None, tmp_path: Path) -> None:
     good = tmp_path / "checkpoint-20"
     good.mkdir()
     for name in ("adapter_model.safetensors", "optimizer.pt"):
         (good / name).write_bytes(b"whole")
     (good / "trainer_state.json").write_text(json.dumps({"global_step": 20}))
+    seal(good)
     cut_short(good, tmp_path / "checkpoint-30", state=state)
     assert checkpoint_step(tmp_path) == 20
 
