@@ -25,12 +25,12 @@ class SideFailed(Exception):
 
 
 class Side:
-    """The parent's end: `python -m MODULE --worker NAME`, spoken to in JSON lines. It begins to load at once."""
+    """The parent's end: `INTERPRETER -m MODULE --worker NAME`, spoken to in JSON lines. It begins to load at once."""
 
-    def __init__(self, module: str, name: str, work: Mapping[str, Any]) -> None:
+    def __init__(self, module: str, name: str, work: Mapping[str, Any], *, interpreter: str = sys.executable) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, "--worker", name],
+            [interpreter, "-m", module, "--worker", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
