@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
-from train.configs import STAGES
+from train.stages import STAGES
 
 
 @dataclass(frozen=True)

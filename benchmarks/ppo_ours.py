@@ -17,7 +17,7 @@ from transformers import set_seed
 from benchmarks.callbacks import save_gradient, train_in_turns
 from benchmarks.ppo_work import ADAM_EPSILON, Work
 from benchmarks.sides import Turns
-from train.configs import PpoConfig, SftConfig
+from train.configs import SftConfig
 from train.experience import experience_of, score_rollouts
 from train.groups import Group
 from train.interrupt import Interrupt
@@ -26,6 +26,7 @@ from train.layouts import choose
 from train.models import load_tokenizer, resolve
 from train.policies import new_policy
 from train.ppo import PpoTraining
+from train.ppo_config import PpoConfig
 from train.ppo_inputs import Inputs
 from train.reward_sources import RewardPlan
 from train.rewards import let_signals_in

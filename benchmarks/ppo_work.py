@@ -16,9 +16,9 @@ from benchmarks.callbacks import weights_from_seed
 from benchmarks.sides import Turns
 from data.records import Message, PromptRecord
 from train import report
-from train.configs import PpoConfig
 from train.merge import merged_model
 from train.models import ModelSource, load_tokenizer, resolve
+from train.ppo_config import PpoConfig
 from train.rewards import new_reward_model
 from train.rollouts import Prompt
 

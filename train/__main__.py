@@ -16,8 +16,8 @@ from typing import Any
 import tyro
 
 from data.errors import BadInput, UserError
-from train.configs import STAGES
 from train.interrupt import Stopped
+from train.stages import STAGES
 
 # No phone home, and no warning about forks; both must be set before the libraries load.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

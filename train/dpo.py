@@ -15,6 +15,7 @@ from data.exporting import read_dataset
 from data.records import PromptRecord
 from train import policy_report, report, reporting
 from train.chat import encode_prompt
+from train.checkpoints import full_disk_told
 from train.configs import DpoConfig
 from train.displacement import DisplacementAlarm
 from train.files import write_json
@@ -23,6 +24,7 @@ from train.health import Health
 from train.interrupt import Interrupt
 from train.kto import with_mismatched
 from train.layouts import choose
+from train.memory import out_of_memory_told
 from train.models import (
     ModelSource,
     device,
@@ -77,7 +79,7 @@ def main(config: DpoConfig) -> str:
             "tokenizer_sha256": inputs.identity.tokenizer_sha256,
         }
         run = open_run(config, stage="dpo", source=inputs.source, found=found)
-        with run.outcome(), ending_together():
+        with run.outcome(), ending_together(), out_of_memory_told(config), full_disk_told(run.path):
             _train(config, inputs, reference=reference, run=run, interrupt=interrupt)
     return str(config.output)
 

@@ -11,7 +11,7 @@ import torch
 from data.errors import BadInput
 from data.exporting import read_dataset
 from train import policy_evaluation, report
-from train.configs import EvaluateConfig
+from train.command_configs import EvaluateConfig
 from train.evaluation import Evaluation
 from train.files import check_out_file
 from train.groups import encode_records

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from data.errors import BadInput
 from train.advantages import Moments, gae, grpo, rloo, token_rewards, whiten
-from train.configs import PpoConfig
 from train.kl_penalty import estimate
 from train.layouts import Layout
+from train.ppo_config import PpoConfig
 from train.processes import summed
 from train.reward_sources import Scorer
 from train.roles import Role, Roles

@@ -19,7 +19,7 @@ from data.importing import read_records
 from data.json_lines import encode_json
 from data.records import MAX_NAME_CHARS, PromptRecord, Response, prompt_messages, write_record
 from train.chat import encode_prompt
-from train.configs import GenerateConfig
+from train.command_configs import GenerateConfig
 from train.files import atomic_text, check_out_file
 from train.models import ModelSource, device, load_causal, load_config, load_tokenizer, resolve
 from train.sampling import Sample, Sampling, sample_all

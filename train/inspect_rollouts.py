@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.errors import BadInput, NotFound
-from train.configs import InspectConfig
+from train.command_configs import InspectConfig
 from train.rollout_files import Rollouts, file_of, read_rollouts, steps, visible, visible_lines
 from train.run import read_status
 

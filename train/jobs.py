@@ -26,7 +26,6 @@ import psutil
 
 from data.errors import BadInput, Conflict, NotFound, UserError
 from data.records import Message, PromptRecord, Response, write_record
-from train.configs import STAGES
 from train.files import write_json
 from train.rollout_files import Rollouts as Rollouts
 from train.rollout_files import file_of, read_rollouts, steps
@@ -42,6 +41,7 @@ from train.run import (
     read_metrics,
     read_status,
 )
+from train.stages import STAGES
 
 _HOME = Path(__file__).resolve().parent.parent
 _LOCK_WAIT_S = 10.0

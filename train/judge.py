@@ -21,10 +21,11 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from data.errors import BadInput, NotFound, UserError
 from data.records import PromptRecord
-from train.configs import EvaluateConfig, PpoConfig
+from train.command_configs import EvaluateConfig
 from train.groups import encode_group
 from train.layouts import choose, score_groups
 from train.models import ModelSource, device, load_config, load_tokenizer, resolve
+from train.ppo_config import PpoConfig
 from train.rewards import load_reward_model, row_limit
 from train.score import DEFAULT_MAX_LENGTH
 

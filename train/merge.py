@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from data.errors import BadInput
-from train.configs import MergeConfig
+from train.command_configs import MergeConfig
 from train.files import whole_folder, write_json
 from train.models import (
     MERGE_NOTE,

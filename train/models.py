@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from transformers.utils import logging as library_log
 from data.errors import BadInput, NotFound
 from train import four_bit, smollm2
 from train.files import exclusive, whole_folder
+from train.model_folders import check_folder, check_vocabulary, refuse_own_code
 from train.run import read_config, read_status
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ def resolve(name: str, *, workspace: Path) -> ModelSource:
         base = _adapter_config(name, path).get("base_model_name_or_path")
         return ModelSource(name, _base(name, str(base), workspace=workspace), adapter=path.resolve())
     if path.is_dir():
-        _check_folder(path)
+        check_folder(path)
         merged = path / MERGE_NOTE
         note = json.loads(merged.read_text(encoding="utf-8")) if merged.exists() else {}
         return ModelSource(name, str(path.resolve()), max_length=int(note.get("max_length", 0)))
@@ -96,7 +98,7 @@ def resolve(name: str, *, workspace: Path) -> ModelSource:
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The tokenizer, with an EOS token and a pad token that differ. Raises BadInput."""
+    """The tokenizer, with an EOS token and a pad token that differ, and ids that the model knows. Raises BadInput."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -107,6 +109,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
             "Set eos_token in tokenizer_config.json."
         )
     _ensure_pad(tokenizer, source.name)
+    embedded = getattr(load_config(source).get_text_config(), "vocab_size", None)
+    check_vocabulary(tokenizer, embedded, name=source.name)
     return tokenizer
 
 
@@ -148,6 +152,14 @@ def load_weights(kind: Any, source: ModelSource, *, config: Any, dtype: torch.dt
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BadInput(f"--model {source.name}: its weights cannot be loaded ({_first_line(error)}).") from None
+    except UnpicklingError:  # a file of the model hub that an index names
+        raise BadInput(f"--model {source.name}: its weights can run code when they are read. Use another.") from None
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise BadInput(
+            f"--model {source.name}: its weights have other sizes than config.json says. Download the model again."
+        ) from None
 
 
 def load_adapter(model: Any, source: ModelSource, *, trainable: bool = False) -> Any:
@@ -252,6 +264,7 @@ def versions() -> dict[str, str]:
 def _run_source(name: str, path: Path, *, workspace: Path) -> ModelSource:
     adapter, whole = path / "adapter", path / "model"
     if (whole / "config.json").exists():
+        check_folder(whole)
         config = read_config(path)
         return ModelSource(
             name, str(whole.resolve()), stage=read_status(path).stage, max_length=int(config.get("max_length", 0))
@@ -334,22 +347,6 @@ def _hub_commit(name: str) -> str:
     return str(getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None))
 
 
-def _check_folder(path: Path) -> None:
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NotFound(
-            f"--model {path}: no config.json; this is no model folder. Give the folder that has it."
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise BadInput(f"--model {path}: config.json is no valid JSON. Download the model again.") from None
-    _refuse_own_code(config, str(path))
-    if not list(path.glob("*.safetensors")):
-        pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in path.glob(pattern)]
-        found = f"only {pickles[0]}, a format that can run code when it is read" if pickles else "no weights"
-        raise BadInput(f"--model {path}: found {found}; weights must be safetensors. Convert them first.")
-
-
 def _check_hub(name: str) -> None:
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
@@ -358,15 +355,7 @@ def _check_hub(name: str) -> None:
             f"--model {name}: no folder of that name here, and the model hub does not give it "
             f"({_first_line(error)}). Correct the name, connect, or use {smollm2.NAME}."
         ) from None
-    _refuse_own_code(config, name)
-
-
-def _refuse_own_code(config: dict[str, Any], name: str) -> None:
-    if "auto_map" in config:
-        raise BadInput(
-            f"--model {name}: config.json asks to run code of its own (auto_map), which is never done. "
-            "Use a model that the transformers library knows."
-        )
+    refuse_own_code(config, name)
 
 
 def _ensure_pad(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

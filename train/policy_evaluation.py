@@ -25,7 +25,7 @@ from data.json_lines import encode_json
 from data.records import PromptRecord, Response, write_record
 from data.splits import split_of
 from train.chat import encode_prompt
-from train.configs import EvaluateConfig
+from train.command_configs import EvaluateConfig
 from train.files import atomic_text, check_out_file
 from train.generate import longest_prompt, read_prompts, written_row
 from train.judge import Judge, Judged, judge_of, named

@@ -17,7 +17,6 @@ from transformers import get_scheduler, set_seed
 
 from train import ppo_report, report, reporting
 from train.checkpoints import full_disk_told, newest_good
-from train.configs import PpoConfig
 from train.experience import Experience, Scored, check_written, experience_of, score_rollouts
 from train.files import write_json
 from train.groups import Group
@@ -28,6 +27,7 @@ from train.layouts import Layout, choose
 from train.memory import out_of_memory_told, peak_memory_mb
 from train.models import device
 from train.policies import check_log_probs
+from train.ppo_config import PpoConfig
 from train.ppo_inputs import Inputs, check_tokens, read_inputs
 from train.ppo_measures import Answers, eval_row, prompt_messages_of, token_columns, variance_explained
 from train.ppo_state import Parts, State, save_state

@@ -14,7 +14,6 @@ from data.exporting import read_dataset
 from data.records import PromptRecord
 from data.splits import EVAL, split_of
 from train.chat import encode_prompt
-from train.configs import PpoConfig
 from train.generate import read_prompts
 from train.models import (
     ModelSource,
@@ -25,6 +24,7 @@ from train.models import (
     trainable_base,
     weights_sha256,
 )
+from train.ppo_config import PpoConfig
 from train.processes import world_size
 from train.reward_sources import RewardPlan, plan_reward
 from train.rewards import row_limit

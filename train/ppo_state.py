@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data.errors import BadInput
 from train.checkpoints import new_checkpoint
 from train.files import write_json
 from train.kl_penalty import KlController
@@ -55,8 +57,14 @@ class Parts:
         return State(step, tensors, facts)
 
     def restore(self, folder: Path) -> int:
-        """Take up a checkpoint; returns its step."""
-        tensors = load_file(folder / TENSORS)
+        """Take up a checkpoint; returns its step. Raises BadInput where it is sealed and yet of another kind."""
+        try:
+            tensors = load_file(folder / TENSORS)
+        except SafetensorError as error:
+            raise BadInput(
+                f"{folder}: {TENSORS} is not what this program writes ({error}), and nothing in it was run. Delete the "
+                "checkpoint and find out who wrote it."
+            ) from None
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         self.roles.load_state({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for number, p in enumerate(self._trained()):

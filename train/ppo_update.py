@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from data.errors import BadInput
-from train.configs import PpoConfig
 from train.experience import Experience, Scored
 from train.layouts import Layout
+from train.ppo_config import PpoConfig
 from train.ppo_losses import policy_loss, value_loss
 from train.processes import rank, sum_gradients, summed, world_size
 from train.roles import Roles

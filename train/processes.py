@@ -21,7 +21,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.errors import BadInput, UserError
-from train.interrupt import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +28,6 @@ T = TypeVar("T")
 
 _TIMEOUT = timedelta(hours=2)
 """How long a process waits for the others, who may be evaluating. One that has died is noticed at once."""
-_GRACE_S = 5.0
-"""How long the main process waits for word of why another has gone."""
 _PARTING_S = 2.0
 """How long another process stays after a failure, so that the launcher does not end the main one in mid-sentence."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -71,7 +68,6 @@ def join() -> None:
     if not is_joined():
         _meet()
     if is_main():
-        log.info("%d processes train together", world_size())
         return
     logging.getLogger("train").setLevel(logging.ERROR)
     for number in _SIGNALS:  # the main process is told too, saves, and takes the others along
@@ -89,6 +85,8 @@ def _meet() -> None:
     os.environ.setdefault("MASTER_PORT", "29500")
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT, rank=rank(), world_size=world_size())
+    if is_main():
+        log.info("%d processes train together", world_size())
 
 
 def barrier() -> None:
@@ -228,7 +226,8 @@ def _end_other(error: BaseException) -> None:
     mistake = isinstance(error, UserError)
     if not isinstance(error, SystemExit):
         sentence = str(error) if mistake else f"process {rank()}: {type(error).__name__}: {error}"
-        _store().set(_FAILED, f"{_MISTAKE if mistake else 'error'}\n{sentence}"[:2000])
+        with suppress(RuntimeError):  # it may be gone with the main process
+            _store().set(_FAILED, f"{_MISTAKE if mistake else 'error'}\n{sentence}"[:2000])
     dist.destroy_process_group()  # whoever waits for us stops waiting
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
@@ -247,16 +246,7 @@ def _together() -> Iterator[None]:
         if not is_main():
             log.debug("process %d ends: %s", rank(), error)
             raise SystemExit(1) from None
-        _wait_for_word()
         raise RuntimeError(f"another process has ended ({str(error).partition(chr(10))[0]})") from None
-
-
-def _wait_for_word() -> None:
-    """A process leaves its word before it goes, but on another machine that may take a moment."""
-    until = time.monotonic() + _GRACE_S
-    while not _word() and time.monotonic() < until:
-        with suppress(Stopped):  # the launcher ends us because the other one has failed: that is the reason to give
-            time.sleep(0.1)
 
 
 def _word() -> str:

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from data.errors import BadInput
 from data.records import PromptRecord, Response
-from train.configs import PpoConfig
 from train.judge import Judge, RewardJudge, function_judge, is_function, named, reward_source
 from train.layouts import Layout
 from train.models import ModelSource, load_tokenizer, tokenizer_sha256, weights_sha256
+from train.ppo_config import PpoConfig
 from train.roles import RewardAdapter, Roles, read_reward_adapter
 from train.rollouts import Rollouts
 

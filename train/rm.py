@@ -14,12 +14,14 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from data.errors import BadInput
 from data.exporting import read_dataset
 from train import report, reporting
+from train.checkpoints import full_disk_told
 from train.configs import RmConfig
 from train.files import write_json
 from train.groups import Group, GroupReport, encode_records
 from train.interrupt import Interrupt
 from train.layouts import choose
 from train.losses import RewardLoss
+from train.memory import out_of_memory_told
 from train.models import ModelSource, device, load_config, load_tokenizer, resolve, trainable_base
 from train.normalization import normalize_rewards
 from train.pass_trainer import PassTrainer
@@ -54,7 +56,7 @@ def main(config: RmConfig) -> str:
         inputs = _read(config)
         found = {"manifest_sha256": inputs.manifest_sha256, "max_length": inputs.max_length}
         run = open_run(config, stage="rm", source=inputs.source, found=found)
-        with run.outcome(), ending_together():
+        with run.outcome(), ending_together(), out_of_memory_told(config), full_disk_told(run.path):
             _train(config, inputs, run=run, interrupt=interrupt)
     return str(config.output)
 

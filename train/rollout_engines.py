@@ -9,7 +9,7 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from train.configs import PpoConfig
+from train.ppo_config import PpoConfig
 from train.processes import barrier, is_main
 from train.roles import Roles
 from train.rollouts import Prompt

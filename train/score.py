@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data.errors import BadInput
 from data.importing import read_records
 from data.json_lines import encode_json
-from train.configs import ScoreConfig
+from train.command_configs import ScoreConfig
 from train.files import atomic_text, check_out_file
 from train.groups import encode_group
 from train.layouts import choose, score_groups

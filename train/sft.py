@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from data.errors import BadInput, NotFound
 from data.exporting import read_dataset
 from train import policy_report, report, reporting
+from train.checkpoints import full_disk_told
 from train.configs import SftConfig
 from train.conversations import (
     conversations_of_rankings,
@@ -28,6 +29,7 @@ from train.groups import Group
 from train.interrupt import Interrupt
 from train.language_objective import LanguageObjective
 from train.layouts import choose
+from train.memory import out_of_memory_told
 from train.models import (
     ModelSource,
     device,
@@ -80,7 +82,7 @@ def main(config: SftConfig) -> str:
         if source.adapter:
             found |= {START: str(source.adapter), "adapter_sha256": sha256_of(source.adapter)}
         run = open_run(config, stage="sft", source=source, found=found)
-        with run.outcome(), ending_together():
+        with run.outcome(), ending_together(), out_of_memory_told(config), full_disk_told(run.path):
             _train(config, source, tokenizer, material=material, run=run, interrupt=interrupt)
     return str(config.output)
 

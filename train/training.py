@@ -16,12 +16,11 @@ from transformers import PrinterCallback, TrainingArguments
 
 from data.errors import BadInput
 from train import reporting
-from train.checkpoints import full_disk_told, good_to_resume, newest_good, step_of
+from train.checkpoints import good_to_resume, newest_good, step_of
 from train.configs import TrainingConfig
 from train.groups import Group, GroupReport
 from train.interrupt import Interrupt, Stopped
 from train.layouts import Layout
-from train.memory import out_of_memory_told
 from train.models import ModelSource, device, versions
 from train.pass_trainer import Objective, PassTrainer
 from train.processes import barrier, join, on_main, world_size
@@ -105,7 +104,7 @@ def train_to_end(trainer: PassTrainer, run: Run, alarm: Alarm | None = None) -> 
     """Train from the newest good checkpoint, if there is one; where it is stopped, save another and let Stopped go on.
 
     The alarm first sees the rows of a resumed run again. If it asked for the end there, the checkpoint is that end.
-    Raises BadInput where the loss is no number, or memory or disk are not enough; the last checkpoint stays.
+    Raises BadInput where the loss is no number; the last checkpoint stays.
     """
     checkpoint = newest_good(run.path)
     if alarm and checkpoint:
@@ -114,17 +113,16 @@ def train_to_end(trainer: PassTrainer, run: Run, alarm: Alarm | None = None) -> 
         if alarm.asks_to_stop:
             trainer.take_up(checkpoint)
             return
-    with out_of_memory_told(read_config(run.path)), full_disk_told(run.path):
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except Stopped:
-            trainer.save_now()
-            raise
-        except UnpicklingError:
-            raise BadInput(
-                f"{checkpoint}: a file of it holds more than numbers, and its code was not run. This program writes no "
-                "such file: delete the checkpoint and find out who did."
-            ) from None
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Stopped:
+        trainer.save_now()
+        raise
+    except UnpicklingError:
+        raise BadInput(
+            f"{checkpoint}: a file of it holds more than numbers, and its code was not run. This program writes no "
+            "such file: delete the checkpoint and find out who did."
+        ) from None
 
 
 def arguments_of(config: TrainingConfig, output: Path, *, evaluates: bool) -> TrainingArguments:

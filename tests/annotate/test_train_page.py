@@ -22,7 +22,7 @@ from data.records import read_record
 from data.splits import EVAL, split_of
 from data.store import Store
 from tests.annotate.made_runs import EVALUATION, add_checkpoint, add_rows, make_run, request_of
-from train import configs, jobs
+from train import jobs, stages
 
 LOCAL = request_of()
 VIEW, LOG, STOP, CONTINUE, QUESTION, START, TIMER, NAME, SEEN, MODELS, REWARD, GOLD = range(SHOWN)
@@ -85,9 +85,9 @@ def material(desk: TrainDesk, project: object, *, stage: str = "rm", percent: fl
 
 
 def test_the_settings_are_those_of_training_and_say_what_they_do() -> None:
-    assert set(SETTINGS) == set(FIXED) == set(STAGES) <= set(configs.STAGES)
+    assert set(SETTINGS) == set(FIXED) == set(STAGES) <= set(stages.STAGES)
     for stage, settings in SETTINGS.items():
-        fields = {field.name: field for field in dataclasses.fields(configs.STAGES[stage].config)}
+        fields = {field.name: field for field in dataclasses.fields(stages.STAGES[stage].config)}
         assert {*(s.name for s in settings), *FIXED[stage]} <= set(fields)
         assert all(s.info and "\n" not in s.info for s in settings)
         assert all(default_of(stage, s.name) == s.read(default_of(stage, s.name)) for s in settings)
@@ -96,7 +96,7 @@ def test_the_settings_are_those_of_training_and_say_what_they_do() -> None:
 
 @pytest.mark.parametrize("stage", SETTINGS)
 def test_a_choice_offers_what_training_knows_and_nothing_else(stage: str) -> None:
-    kinds = get_type_hints(configs.STAGES[stage].config)
+    kinds = get_type_hints(stages.STAGES[stage].config)
     for setting in SETTINGS[stage]:
         if isinstance(setting, Choice):
             assert {value for _, value in setting.options} == set(get_args(kinds[setting.name]))

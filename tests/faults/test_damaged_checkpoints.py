@@ -11,7 +11,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,28 @@ import torch
 from torch import Tensor
 
 from tests.train.made import byte_tokenizer, llama_config, rows, save_model, write_rows
-from tests.train.stopping import stopped_at
+from tests.train.stopping import ppo_stopped_at, stopped_at
+from train import ppo_update
 from train.__main__ import main
 from train.checkpoints import damage, newest_good, seal
 from train.pass_trainer import PassTrainer
+from train.ppo_losses import PolicyTerms
+from train.ppo_update import Learner
 from train.run import checkpoint_step, read_metrics, read_status
 
 STEPS, SAVE_STEPS, STOP = 9, 3, 7
+SLOW = pytest.mark.slow
 WEIGHTS = "adapter_model.safetensors"
+STATE = "state.safetensors"
+"""All weights and the optimiser of a PPO checkpoint, which others keep in files of their own."""
 STAGES = {
     "rm": (),
     "sft": ("--from_rankings", "top1", "--tokens_per_batch", "300"),
     "dpo": ("--health_prompts", "0", "--displacement_alarm", "0"),
+    "ppo": (
+        *("--reward", "tests.train.text_rewards:letters", "--samples", "2", "--max_new_tokens", "6"),
+        *("--per_device_train_batch_size", "4", "--num_ppo_epochs", "2", "--eval_prompts", "2", "--inspect_steps", "0"),
+    ),
 }
 
 
@@ -46,12 +57,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-ALL = ["rm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "dpo"))]
+ALL = ["rm", *(pytest.param(name, marks=SLOW) for name in ("sft", "dpo", "ppo"))]
 
 
 def cases(*rm_alone: Any, everywhere: Any) -> list[Any]:
     """With a stage each: what is the same code in all of them is tried in one."""
-    others = [pytest.param(name, *everywhere, marks=pytest.mark.slow) for name in ("sft", "dpo")]
+    others = [pytest.param(name, *everywhere, marks=SLOW) for name in ("sft", "dpo", "ppo")]
     return [("rm", *everywhere), *(("rm", *case) for case in rm_alone), *others]
 
 
@@ -74,8 +85,17 @@ def resume(run: Path) -> int:
     return main([read_status(run).stage, "--resume", str(run)])
 
 
-def adapter(run: Path) -> bytes:
-    return (run / "adapter" / WEIGHTS).read_bytes()
+def learned(run: Path) -> dict[str, bytes]:
+    """All weights that the run hands over: the adapter's, and PPO's critic with its head."""
+    found = {
+        f"{p.parent.name}/{p.name}": p.read_bytes() for p in run.glob("*/*.safetensors") if "-" not in p.parent.name
+    }
+    assert len(found) == (3 if read_status(run).stage == "ppo" else 1)
+    return found
+
+
+def told_to_stop(stage: str, step: int) -> AbstractContextManager[None]:
+    return (ppo_stopped_at if stage == "ppo" else stopped_at)(step)
 
 
 def names(run: Path) -> set[str]:
@@ -94,7 +114,7 @@ def make(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     @cache
     def made(stage: str, *, stop: int = 0) -> Path:
         run = tmp_path_factory.mktemp(stage) / "run"
-        with stopped_at(stop) if stop else nullcontext():
+        with told_to_stop(stage, stop) if stop else nullcontext():
             assert begin(stage, folder, run) == (143 if stop else 0)
         return run
 
@@ -102,9 +122,9 @@ def make(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
 
 @pytest.fixture
-def whole(stage: str, make: Callable[..., Path]) -> bytes:
-    """The adapter of a run that met no fault."""
-    return adapter(make(stage))
+def whole(stage: str, make: Callable[..., Path]) -> dict[str, bytes]:
+    """What a run that met no fault has learned."""
+    return learned(make(stage))
 
 
 @pytest.fixture
@@ -116,15 +136,21 @@ def stopped(stage: str, make: Callable[..., Path]) -> Path:
     return run
 
 
+def is_ppo(checkpoint: Path) -> bool:
+    return (checkpoint / STATE).exists()
+
+
 def cut(checkpoint: Path) -> str:
-    os.truncate(checkpoint / "optimizer.pt", 1000)
-    return "optimizer.pt has 1,000 bytes"
+    name = STATE if is_ppo(checkpoint) else "optimizer.pt"
+    os.truncate(checkpoint / name, 1000)
+    return f"{name} has 1,000 bytes"
 
 
 def lose(checkpoint: Path) -> str:
-    """The library trains on without it, and ends elsewhere."""
-    (checkpoint / "rng_state.pth").unlink()
-    return "rng_state.pth is missing"
+    """The library trains on without its state of chance, and ends elsewhere."""
+    name = "trainer_state.json" if is_ppo(checkpoint) else "rng_state.pth"
+    (checkpoint / name).unlink()
+    return f"{name} is missing"
 
 
 def lose_optimizer(checkpoint: Path) -> str:
@@ -135,17 +161,23 @@ def lose_optimizer(checkpoint: Path) -> str:
 
 def flip(checkpoint: Path) -> str:
     """The last bit of the last weight, which nothing else would notice."""
-    content = bytearray((checkpoint / WEIGHTS).read_bytes())
+    name = STATE if is_ppo(checkpoint) else WEIGHTS
+    content = bytearray((checkpoint / name).read_bytes())
     content[-1] ^= 1
-    (checkpoint / WEIGHTS).write_bytes(content)
-    return f"{WEIGHTS} has changed since it was written"
+    (checkpoint / name).write_bytes(content)
+    return f"{name} has changed since it was written"
 
 
 @pytest.mark.parametrize(
-    ("stage", "break_it"), cases((cut,), (lose,), (lose_optimizer,), everywhere=(flip,)), indirect=["stage"]
+    ("stage", "break_it"),
+    [
+        *cases((cut,), (lose,), (lose_optimizer,), everywhere=(flip,)),
+        *(pytest.param("ppo", break_it, marks=SLOW) for break_it in (cut, lose)),
+    ],
+    indirect=["stage"],
 )
 def test_a_damaged_checkpoint_is_passed_over_with_a_line_and_the_end_is_the_same(
-    stage: str, break_it: Callable[[Path], str], stopped: Path, whole: bytes, tmp_path: Path
+    stage: str, break_it: Callable[[Path], str], stopped: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
     told = break_it(run / "checkpoint-7")
@@ -153,7 +185,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_and_the_end_is_the_same
     line = next(text for text in (run / "log.txt").read_text().splitlines() if "checkpoint-7" in text)
     assert told in line
     assert line.endswith("; checkpoint-6 is used instead")
-    assert adapter(run) == whole
+    assert learned(run) == whole
     assert [row["step"] for row in read_metrics(run) if "loss" in row] == list(range(1, STEPS + 1))
     assert names(run) == {"checkpoint-6", "checkpoint-9"}
     assert all(damage(run / name) == "" for name in names(run))
@@ -166,40 +198,53 @@ def test_where_all_are_damaged_the_resume_is_refused_and_the_run_stays_as_it_was
     """A new optimiser on old weights would look like a resumed run and end elsewhere."""
     run = shutil.copytree(stopped, tmp_path / "run")
     flip(run / "checkpoint-6")
-    flip(run / "checkpoint-7")
+    told = flip(run / "checkpoint-7")
     before = (run / "metrics.jsonl").read_bytes(), (run / "status.json").read_bytes()
     assert resume(run) == 2
     said = capsys.readouterr().err
     assert said.count("error: ") == 1
-    assert f"error: --resume {run}: no checkpoint can be used (checkpoint-7: {WEIGHTS} has changed" in said
+    assert f"error: --resume {run}: no checkpoint can be used (checkpoint-7: {told}" in said
     assert ((run / "metrics.jsonl").read_bytes(), (run / "status.json").read_bytes()) == before
     cut(run / "checkpoint-6")
-    cut(run / "checkpoint-7")
+    told = cut(run / "checkpoint-7")
     assert checkpoint_step(run) == 0, "so that the page offers no Continue"
     assert resume(run) == 2
-    assert "optimizer.pt has 1,000 bytes and was written with" in capsys.readouterr().err
+    assert f"{told} and was written with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", ["rm"], indirect=True)
-def test_a_stop_right_after_a_resume_leaves_the_checkpoint_alone(stopped: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["rm", pytest.param("ppo", marks=SLOW)], indirect=True)
+def test_a_stop_right_after_a_resume_leaves_the_checkpoint_alone(stage: str, stopped: Path, tmp_path: Path) -> None:
     """Writing it anew could lose the only one."""
     run = shutil.copytree(stopped, tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in run.glob("checkpoint-*/*")}
-    with stopped_at(STOP):
+    with told_to_stop(stage, STOP):
         assert resume(run) == 143
     assert {p: p.stat().st_mtime_ns for p in run.glob("checkpoint-*/*")} == before
 
 
 @contextmanager
 def before_step(step: int, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """`act` on the loss of that step's passes."""
-    original = PassTrainer.compute_loss
+    """`act` on the loss of that step's passes, of PPO on the policy's."""
+    original, learn, ppo_loss = PassTrainer.compute_loss, Learner.learn, ppo_update.policy_loss
+    at: list[int] = []
 
     def compute_loss(trainer: PassTrainer, *args: Any, **options: Any) -> Tensor:
         loss = original(trainer, *args, **options)
         return act(loss) if trainer.state.global_step + 1 == step else loss
 
-    with patch.object(PassTrainer, "compute_loss", compute_loss):
+    def learned_at(learner: Learner, *args: Any, **options: Any) -> Any:
+        at[:] = [options["step"]]
+        return learn(learner, *args, **options)
+
+    def policy_loss(*args: Any, **options: Any) -> PolicyTerms:
+        terms = ppo_loss(*args, **options)
+        return replace(terms, loss=act(terms.loss)) if at == [step] else terms
+
+    with (
+        patch.object(PassTrainer, "compute_loss", compute_loss),
+        patch.object(Learner, "learn", learned_at),
+        patch.object(ppo_update, "policy_loss", policy_loss),
+    ):
         yield
 
 
@@ -229,20 +274,31 @@ def ask_for_a_petabyte(loss: Tensor) -> Tensor:
     return loss
 
 
+NO_MEMORY = "out of memory when 1125899906842624 bytes more were needed. Start a new run with "
+NOT_FINITE = "step 6: the loss is not finite, with the prompts p"
+
+
 @pytest.mark.parametrize(
     ("stage", "act", "told"),
-    cases(
-        (lose_the_gradient, "step 6: the gradient's norm is "),
-        (ask_for_a_petabyte, "out of memory when 1125899906842624 bytes more were needed. Start a new run with "),
-        everywhere=(lose_the_number, "step 6: the loss is nan, computed from the prompts p"),
-    ),
+    [
+        ("rm", lose_the_number, "step 6: the loss is nan, computed from the prompts p"),
+        ("rm", lose_the_gradient, "step 6: the gradient's norm is "),
+        ("rm", ask_for_a_petabyte, NO_MEMORY),
+        *(
+            pytest.param(stage, lose_the_number, "step 6: the loss is nan, computed from the prompts p", marks=SLOW)
+            for stage in ("sft", "dpo")
+        ),
+        pytest.param("ppo", lose_the_number, NOT_FINITE, marks=SLOW),
+        pytest.param("ppo", lose_the_gradient, NOT_FINITE, marks=SLOW),
+        pytest.param("ppo", ask_for_a_petabyte, NO_MEMORY, marks=SLOW),
+    ],
     indirect=["stage"],
 )
 def test_what_stops_a_training_is_told_in_a_sentence_and_the_last_checkpoint_is_good(
     stage: str,
     act: Callable[[Tensor], Tensor],
     told: str,
-    whole: bytes,
+    whole: dict[str, bytes],
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -260,7 +316,7 @@ def test_what_stops_a_training_is_told_in_a_sentence_and_the_last_checkpoint_is_
     assert names(run) == {"checkpoint-3"}
     assert newest_good(run) == run / "checkpoint-3"
     assert resume(run) == 0
-    assert adapter(run) == whole
+    assert learned(run) == whole
 
 
 def test_the_sentence_names_the_prompts_that_were_computed(
@@ -295,7 +351,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("stage", "room"), cases((0,), everywhere=(60_000,)), indirect=["stage"])
 def test_a_full_disk_ends_a_run_in_a_sentence_and_with_room_again_it_goes_on(
-    stage: str, room: int, whole: bytes, folder: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+    stage: str, room: int, whole: dict[str, bytes], folder: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, filler = small_disk / "run", small_disk / "filler"
 
@@ -322,8 +378,49 @@ def test_a_full_disk_ends_a_run_in_a_sentence_and_with_room_again_it_goes_on(
     assert names(run) == {"checkpoint-3"}
     filler.unlink()
     assert resume(run) == 0
-    assert adapter(run) == whole
+    assert learned(run) == whole
     assert [row["step"] for row in read_metrics(run) if "loss" in row] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_when_ppo_keeps_its_tokens_is_told_too(
+    folder: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, filler = small_disk / "run", small_disk / "filler"
+
+    def fill_the_disk(loss: Tensor) -> Tensor:
+        with filler.open("ab", buffering=0) as file:
+            free = os.statvfs(small_disk)
+            file.write(bytes(free.f_bavail * free.f_frsize))
+        return loss
+
+    with before_step(5, fill_the_disk):
+        assert begin("ppo", folder, run, "--inspect_steps", "1") == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert f"error: {run}: not written (No space left on" in said
+    assert f"then continue from checkpoint-3 with --resume {run}." in said
+    assert (read_status(run).state, names(run)) == ("failed", {"checkpoint-3"})
+    assert not list((run / "rollouts").glob("*5*"))
+
+
+def test_what_needs_more_memory_outside_the_steps_is_told_as_well(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model is loaded before the first step, and evaluated after the last."""
+    for stage, place in (
+        ("rm", "train.rm.new_reward_model"),
+        ("rm", "train.rm.normalize_rewards"),
+        ("sft", "train.sft.choose"),
+        ("dpo", "train.dpo.new_policy"),
+        ("ppo", "train.ppo.new_roles"),
+    ):
+        with patch(place, lambda *args, **options: ask_for_a_petabyte(torch.zeros(()))):
+            assert begin(stage, folder, run := tmp_path / place, "--max_steps", "1") == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert said.splitlines()[-1].startswith(f"error: {NO_MEMORY}")
+        assert read_status(run).message.startswith(NO_MEMORY)
 
 
 class Bomb:
@@ -339,7 +436,7 @@ class Bomb:
 @pytest.mark.parametrize("stage", ["rm"], indirect=True)
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 def test_a_bomb_in_a_checkpoint_does_not_go_off_even_where_its_maker_sealed_it(
-    name: str, stopped: Path, whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, stopped: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, crater = shutil.copytree(stopped, tmp_path / "run"), tmp_path / "crater"
     torch.save(Bomb(crater), run / "checkpoint-7" / name)
@@ -347,13 +444,31 @@ def test_a_bomb_in_a_checkpoint_does_not_go_off_even_where_its_maker_sealed_it(
     seal(run / "checkpoint-7")
     if name == "training_args.bin":  # not read
         assert resume(run) == 0
-        assert adapter(run) == whole
+        assert learned(run) == whole
     else:
         assert resume(run) == 2
         assert f"error: {run}/checkpoint-7: a file of it holds more than numbers" in capsys.readouterr().err
         assert read_status(run).state == "failed"
     assert not crater.exists()
     torch.load(run / "checkpoint-7" / name, weights_only=False)
+    assert crater.exists(), "a live one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ppo"], indirect=True)
+def test_a_bomb_in_the_place_of_ppos_state_does_not_go_off(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, crater = shutil.copytree(stopped, tmp_path / "run"), tmp_path / "crater"
+    with (run / "checkpoint-7" / STATE).open("wb") as file:  # by its name torch would take it for safetensors
+        torch.save(Bomb(crater), file)
+    seal(run / "checkpoint-7")
+    assert resume(run) == 2
+    assert f"error: {run}/checkpoint-7: {STATE} is not what this program writes" in capsys.readouterr().err
+    assert read_status(run).state == "failed"
+    assert not crater.exists()
+    with (run / "checkpoint-7" / STATE).open("rb") as file:
+        torch.load(file, weights_only=False)
     assert crater.exists(), "a live one"
 
 
@@ -370,4 +485,5 @@ def test_a_pickle_laid_beside_the_files_of_a_checkpoint_makes_it_damaged(
 @pytest.mark.parametrize("stage", ALL, indirect=True)
 def test_the_manifest_lists_all_that_a_resume_reads(stopped: Path) -> None:
     listed = json.loads((stopped / "checkpoint-7" / "checkpoint.json").read_text())["files"]
-    assert set(listed) >= {WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    several = {WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert set(listed) >= {"trainer_state.json"} | ({STATE} if is_ppo(stopped / "checkpoint-7") else several)

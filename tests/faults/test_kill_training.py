@@ -27,7 +27,7 @@ KILLS = 5
 START_TIMEOUT_S = 120
 
 
-@pytest.fixture(scope="module", params=["rm", "sft", "dpo"])
+@pytest.fixture(scope="module", params=["rm", "sft", "dpo", "ppo"])
 def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A stage, and flags that name a model of two layers and a file of 24 ranked prompts."""
     folder = tmp_path_factory.mktemp("inputs")
@@ -37,6 +37,10 @@ def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "rm": [],
         "sft": ["--from_rankings", "top1", "--tokens_per_batch", "300"],
         "dpo": ["--health_max_new_tokens", "8"],
+        "ppo": [
+            *("--reward", "tests.train.text_rewards:letters", "--samples", "2", "--max_new_tokens", "6"),
+            *("--per_device_train_batch_size", "4", "--num_ppo_epochs", "2", "--eval_prompts", "4"),
+        ],
     }[request.param]
     flags = ["--model", str(model), "--data", str(write_rows(folder / "ranked.jsonl", rows()))]
     return [request.param, *flags, *own]
@@ -103,19 +107,24 @@ def whole(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learned(run: Path) -> dict[str, bytes]:
-    """What the run hands over, byte for byte, and what it measured on the held-out prompts.
+    """What the run hands over, byte for byte, PPO's critic too, and what it measured on the held-out prompts.
 
     How often the reference was asked is what this process did, and the others before it.
     """
     found = json.loads((run / "eval.json").read_text())
-    files = {p.name: p.read_bytes() for p in (run / "adapter").iterdir()}
+    assert (run / "critic").exists() == (read_status(run).stage == "ppo")
+    handed_over = [p for name in ("adapter", "critic") for p in run.glob(f"{name}/*")]
+    files = {f"{p.parent.name}/{p.name}": p.read_bytes() for p in handed_over}
     return {**files, "eval.json": json.dumps({k: v for k, v in found.items() if k != "reference"}).encode()}
 
 
 def curve(run: Path) -> list[dict[str, float]]:
-    """What each step measured, without what a clock says."""
-    clock = ("seconds", "tokens_per_s")
-    return [{k: v for k, v in row.items() if k not in clock} for row in read_metrics(run) if "loss" in row]
+    """What each step measured, without what clock and memory say of this process."""
+    return [{k: v for k, v in row.items() if not of_this_process(k)} for row in read_metrics(run) if "loss" in row]
+
+
+def of_this_process(key: str) -> bool:
+    return key in ("seconds", "peak_memory_mb") or key.endswith("tokens_per_s")
 
 
 def moments(seed: int) -> Iterator[tuple[int, float]]:
@@ -191,11 +200,17 @@ def test_a_checkpoint_counts_once_it_is_sealed(state: str | None, tmp_path: Path
 
 
 def cut_short(good: Path, cut: Path, *, state: str | None) -> None:
-    """A checkpoint as a kill leaves it: weights there, optimiser state half, and of the last file only `state`."""
+    """A checkpoint as a kill leaves it: weights there, optimiser state half, and of the last file only `state`.
+
+    PPO's holds both in one file.
+    """
     shutil.rmtree(cut, ignore_errors=True)
     cut.mkdir()
-    shutil.copy(good / "adapter_model.safetensors", cut)
-    optimizer = (good / "optimizer.pt").read_bytes()
-    (cut / "optimizer.pt").write_bytes(optimizer[: len(optimizer) // 2])
+    half = "state.safetensors"
+    if not (good / half).exists():
+        half = "optimizer.pt"
+        shutil.copy(good / "adapter_model.safetensors", cut)
+    content = (good / half).read_bytes()
+    (cut / half).write_bytes(content[: len(content) // 2])
     if state is not None:
         (cut / "trainer_state.json").write_text(state)

@@ -15,7 +15,7 @@ import pytest
 from data.errors import BadInput, NotFound
 from tests.conftest import ROOT
 from tests.train.made_rollouts import KL_COEF, QUESTIONS, add_rollouts, columns, metadata
-from train.configs import InspectConfig
+from train.command_configs import InspectConfig
 from train.inspect_rollouts import drawn, main
 from train.rollout_files import file_of, read_rollouts, write_rollouts
 

@@ -14,7 +14,7 @@ from data.importing import read_records
 from data.records import Message, PromptRecord, Response
 from tests.train.made import rows, write_rows
 from train.__main__ import main
-from train.configs import EvaluateConfig
+from train.command_configs import EvaluateConfig
 from train.judge import gives_rewards, judge_of
 from train.models import resolve
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from train import configs
+from train import command_configs, configs, ppo_config
 from train.__main__ import main
-from train.configs import STAGES, RmConfig
+from train.configs import RmConfig
+from train.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,7 +104,7 @@ def test_help_names_the_stages_and_every_flag_and_loads_no_torch() -> None:
 
 def test_the_web_process_gets_no_torch_through_jobs_or_runs() -> None:
     code = (
-        "import sys, train, train.jobs, train.run, train.configs\n"
+        "import sys, train, train.jobs, train.run, train.stages\n"
         "print([m for m in ('torch', 'transformers', 'peft', 'accelerate') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
@@ -133,8 +134,8 @@ def test_impossible_values_name_their_flag(changes: dict, sentence: str, tmp_pat
 
 
 def test_every_setting_is_documented() -> None:
-    tree = ast.parse(inspect.getsource(configs))
-    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = [ast.parse(inspect.getsource(module)) for module in (configs, ppo_config, command_configs)]
+    classes = {node.name: node.body for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     for stage in STAGES.values():
         body = classes[stage.config.__name__]
         for node, following in zip(body, [*body[1:], None], strict=True):

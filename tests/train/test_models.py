@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load, save
 from transformers import AutoModelForCausalLM
 
 from data.errors import BadInput, NotFound, UserError
 from tests.train.adapters import causal_adapter, edit, reward_run
-from tests.train.made import byte_tokenizer
+from tests.train.made import CHATML, SPECIAL, byte_tokenizer
 from train import smollm2
 from train.__main__ import main
 from train.models import known_warnings, load_causal, load_config, load_tokenizer, resolve, trainable_base
@@ -48,6 +51,160 @@ def test_code_of_the_models_own_is_never_run(tiny: Path, tmp_path: Path) -> None
     edit(folder / "config.json", auto_map={"AutoModel": "evil.Model"})
     with pytest.raises(BadInput, match="asks to run code of its own"):
         resolve(str(folder), workspace=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["evil/kernel", "paged|evil/kernel", "evil/kernel:forward", "my_attention", "tree"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda name: {"_attn_implementation": name},
+        lambda name: {"attn_implementation": name},
+        lambda name: {"_attn_implementation_internal": name},
+        lambda name: {"attn_implementation": {"": "sdpa", "text_config": name}},
+        lambda name: {"text_config": {"parts": {"_attn_implementation": name}}},
+    ],
+    ids=["private", "public", "internal", "by part", "in a part"],
+)
+def test_an_attention_that_would_be_fetched_as_code_is_refused(
+    name: str, place: Callable[[str], dict[str, object]], tiny: Path, tmp_path: Path
+) -> None:
+    folder = copy(tiny, tmp_path / "model")
+    edit(folder / "config.json", **place(name))
+    with pytest.raises(BadInput, match=re.escape(f"asks for the attention '{name}'")):
+        resolve(str(folder), workspace=tmp_path)
+
+
+def test_an_attention_of_the_librarys_own_is_no_code(tiny: Path, tmp_path: Path) -> None:
+    folder = copy(tiny, tmp_path / "model")
+    for named in ("eager", "sdpa"):
+        edit(folder / "config.json", _attn_implementation=named, _attn_implementation_autoset=True)
+        source = resolve(str(folder), workspace=tmp_path)
+        assert load_causal(source, dtype=torch.float32).config._attn_implementation == named
+    edit(folder / "config.json", _attn_implementation=None, attn_implementation="flash_attention_2")
+    resolve(str(folder), workspace=tmp_path)
+
+
+def test_the_model_of_a_run_and_the_base_of_an_adapter_are_looked_at_too(tiny: Path, tmp_path: Path) -> None:
+    base = copy(tiny, tmp_path / "base")
+    run, adapter = reward_run(tiny, tmp_path / "run"), causal_adapter(base, tmp_path / "sft")
+    edit(base / "config.json", attn_implementation="evil/kernel")
+    copy(base, run / "model")
+    for name in (run, adapter):
+        with pytest.raises(BadInput, match="asks for the attention 'evil/kernel'"):
+            resolve(str(name), workspace=tmp_path)
+
+
+def shards(tiny: Path, folder: Path, *names: str) -> Path:
+    """The model with an index that spreads its weights over files of these names, each of which holds all of them."""
+    copy(tiny, folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    keys = sorted(load(weights))
+    spread = {key: names[i % len(names)] for i, key in enumerate(keys)}
+    for name in names:
+        (folder / name).write_bytes(save({k: v for k, v in load(weights).items() if spread[k] == name}))
+    index = {"metadata": {"total_size": len(weights)}, "weight_map": spread}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_an_index_may_name_safetensors_only_and_they_must_be_there(tiny: Path, tmp_path: Path) -> None:
+    one, two = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    good = shards(tiny, tmp_path / "good", one, two)
+    assert load_causal(resolve(str(good), workspace=tmp_path), dtype=torch.float32)
+    mixed = shards(tiny, tmp_path / "mixed", one, "model-00002-of-00002.bin")
+    with pytest.raises(BadInput, match=r"index\.json names model-00002-of-00002\.bin, and weights must be safetensors"):
+        resolve(str(mixed), workspace=tmp_path)
+    (good / two).unlink()
+    with pytest.raises(
+        BadInput, match=rf"1 of the 2 files that model\.safetensors\.index\.json names are missing, {two}"
+    ):
+        resolve(str(good), workspace=tmp_path)
+    (good / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    with pytest.raises(BadInput, match="lists no weights"):
+        resolve(str(good), workspace=tmp_path)
+
+
+def foreign(tiny: Path, folder: Path) -> Path:
+    """The model with the tokenizer of another one, whose letters come forty ids later."""
+    copy(tiny, folder)
+    special = [*(f"<|{i}|>" for i in range(40)), *SPECIAL]
+    byte_tokenizer(special=special).save_pretrained(folder)
+    return folder
+
+
+COMMANDS = {
+    "rm": (),
+    "sft": ("--from_rankings", "top1"),
+    "dpo": (),
+    "ppo": ("--reward", "tests.train.text_rewards:letters"),
+    "generate": (),
+    "score": (),
+}
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_the_tokenizer_of_another_model_is_refused_before_its_weights_are_read(
+    stage: str, tiny: Path, ranked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = foreign(tiny, tmp_path / "model"), tmp_path / "out"
+    (folder / "model.safetensors").write_bytes(b"not read")
+    data, to = (
+        ("--prompts" if stage == "generate" else "--data"),
+        ("--out" if stage in ("generate", "score") else "--output"),
+    )
+    flags = ["--model", str(folder), data, str(ranked), to, str(out), "--workspace", str(tmp_path)]
+    assert main([stage, *flags, *COMMANDS[stage]]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and not out.exists()
+    assert re.search(
+        r"its tokenizer has ids up to 298 \('.' is 259\) and the model only 259 embeddings \(vocab_size\): the "
+        r"tokenizer is another model's\. Put the model's own beside it\.$",
+        said.splitlines()[-1],
+    )
+
+
+def with_more(tiny: Path, folder: Path, *tokens: str, template: str = CHATML) -> Path:
+    """The model with special tokens that it has no embeddings for."""
+    copy(tiny, folder)
+    tokenizer = byte_tokenizer(template=template)
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.add_special_tokens({"extra_special_tokens": [*SPECIAL, *tokens]})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_special_tokens_beyond_the_embedding_do_as_long_as_no_conversation_holds_them(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """As the one for images in a Gemma that reads none; a template that writes them is of another model."""
+    spare = with_more(tiny, tmp_path / "spare", "<image>")
+    assert load_tokenizer(resolve(str(spare), workspace=tmp_path)).convert_tokens_to_ids("<image>") == 259
+    used = with_more(tiny, tmp_path / "used", "<image>", "<turn>", template="<turn>" + CHATML)
+    with pytest.raises(BadInput, match=r"has ids up to 260 \('<turn>' is 260\) and the model only 259 embeddings"):
+        load_tokenizer(resolve(str(used), workspace=tmp_path))
+    end = with_more(tiny, tmp_path / "end", "<end>")
+    edit(end / "tokenizer_config.json", eos_token="<end>")
+    with pytest.raises(BadInput, match=r"'<end>' is 259"):
+        load_tokenizer(resolve(str(end), workspace=tmp_path))
+
+
+def test_a_pad_token_beyond_the_embedding_is_never_looked_up(tiny: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
+    """Ours, and one that the folder brings."""
+    adapter = causal_adapter(tiny_gpt2, tmp_path / "sft")
+    assert load_tokenizer(resolve(str(adapter), workspace=tmp_path)).pad_token_id == 257
+    folder = copy(tiny, tmp_path / "model")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    assert load_tokenizer(resolve(str(folder), workspace=tmp_path)).pad_token_id == 259
+
+
+def test_weights_of_other_sizes_than_their_config_are_told(tiny: Path, tmp_path: Path) -> None:
+    folder = copy(tiny, tmp_path / "model")
+    edit(folder / "config.json", vocab_size=300)
+    with pytest.raises(BadInput, match=r"its weights have other sizes than config\.json says"):
+        load_causal(resolve(str(folder), workspace=tmp_path), dtype=torch.float32)
 
 
 def test_pickled_weights_are_refused(tiny: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from data.importing import read_records
 from data.records import write_record
 from tests.train.made import rows, write_rows
 from train.__main__ import main
-from train.configs import EvaluateConfig
+from train.command_configs import EvaluateConfig
 from train.models import ModelSource, known_warnings
 from train.policy_evaluation import _start, in_words
 

@@ -251,13 +251,32 @@ def test_minibatches_and_small_forwards_add_up(tiny: Path, ranked: Path, tmp_pat
             torch.testing.assert_close(other[name], states[0][name], rtol=1e-3, atol=1e-6)
 
 
-def test_a_higher_coefficient_keeps_the_policy_near(tiny: Path, ranked: Path, tmp_path: Path) -> None:
-    flags = ["--max_steps", "15", "--learning_rate", "2e-2"]
+def test_without_a_penalty_the_alarm_goes_off_and_with_one_the_policy_stays_near(
+    tiny: Path, ranked: Path, tmp_path: Path
+) -> None:
+    """Over-optimisation, and the usual remedy."""
+    flags = ["--max_steps", "40", "--learning_rate", "4e-3", "--max_new_tokens", "24", "--samples", "8"]
     found = {}
-    for coef in ("0", "5"):
-        assert train(tiny, ranked, tmp_path / coef, *flags, "--kl_coef", coef) == 0
-        found[coef] = evaluation_of(tmp_path / coef)["eval"]["kl"]
-    assert found["5"] < 0.2 * found["0"]
+    for coef in ("0", "3"):
+        assert train(tiny, ranked, tmp_path / coef, *flags, "--kl_coef", coef, "--stop_on_alarm") == 0
+        found[coef] = evaluation_of(tmp_path / coef)
+    alarm, status = found["0"]["alarm"], read_status(tmp_path / "0")
+    assert alarm["step"] == status.step < 40 and alarm["stopped"]
+    assert "nats a response from the reference (the alarm is set to 20)" in alarm["message"] == status.message
+    assert rows_of(tmp_path / "0")[-1]["alarm"] == 1.0
+    assert found["0"]["eval"]["kl"] > 15
+    assert found["3"]["alarm"]["step"] is None and read_status(tmp_path / "3").step == 40
+    assert found["3"]["eval"]["kl"] < 3
+
+
+def test_an_alarm_that_ended_a_run_ends_it_again_when_resumed(tiny: Path, ranked: Path, tmp_path: Path) -> None:
+    flags = ["--hacking_alarm", "2", "--stop_on_alarm", "--max_steps", "30", "--save_steps", "1"]
+    assert train(tiny, ranked, tmp_path / "run", *flags) == 0
+    expected = learned(tmp_path / "run")
+    step = read_status(tmp_path / "run").step
+    edit(tmp_path / "run" / "status.json", state="running")
+    assert resume(tmp_path / "run") == 0
+    assert learned(tmp_path / "run") == expected and read_status(tmp_path / "run").step == step
 
 
 def test_an_adaptive_coefficient_follows_its_target(tiny: Path, ranked: Path, tmp_path: Path) -> None:

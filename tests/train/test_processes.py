@@ -31,6 +31,7 @@ from train.__main__ import main
 from train.configs import RmConfig
 from train.resume import saved_config
 from train.rm import main as stage
+from train.rollout_files import file_of, read_rollouts
 from train.run import checkpoint_step, read_evaluation, read_metrics, read_status
 from train.step_batches import GroupBatches, OwnShare, TokenBatches, shares
 
@@ -93,40 +94,76 @@ def close(a: Any, b: Any) -> bool:
 CASES = {
     "rm": ["rm", "--loss", "plackett_luce"],
     "dpo": ["dpo", "--health_max_new_tokens", "4"],
-    "kto": ["dpo", "--loss", "kto", "--health_prompts", "0"],
+    "kto": ["dpo", "--loss", "kto", "--undesirable_weight", "0", "--health_prompts", "0"],  # so that z0 is above 0
     "sft": ["sft", "--from_rankings", "top1", "--tokens_per_batch", "0"],
 }
+PPO = ["ppo", "--reward", "tests.train.text_rewards:letters", "--max_new_tokens", "6", "--samples", "3"]
+PPO += ["--num_mini_batches", "2", "--num_ppo_epochs", "2", "--max_steps", "4", "--eval_prompts", "3"]
+FLEETING = ("seconds", "tokens_per_s", "peak_memory_mb")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_learn_what_one_does_with_the_same_prompts_a_step(case: str, tiny: Path, tmp_path: Path) -> None:
     """Over two epochs, whose last steps have fewer prompts than there are processes; steps take several passes."""
     data = nine_to_learn(tmp_path / "ranked.jsonl")
-    own, (kind, *more) = tmp_path, CASES[case]
-    more = [*more, "--num_train_epochs", "2", "--tokens_per_forward", "150", "--eval_steps", "2", "--warmup_ratio", "0"]
-    one = flags(kind, tiny, data, own / "one", *more, "--per_device_train_batch_size", "8")
-    assert main(one) == 0
-    two = flags(kind, tiny, data, own / "two", *more, "--per_device_train_batch_size", "4")
-    assert train_in_two(own / "log", *two) == 0, (own / "log").read_text()
+    two, one = both_ways(tiny, data, tmp_path, [*CASES[case], "--num_train_epochs", "2"])
+    assert_learned_the_same(two / "adapter", one / "adapter")
+    assert_same_rows(two, one)
+    assert_same_folder(two, one)
 
-    ours, theirs = tensors(own / "two"), tensors(own / "one")
-    assert ours.keys() == theirs.keys()
-    for half in ("lora_A", "lora_B"):
-        mine, expected = (torch.cat([v.flatten() for k, v in t.items() if half in k]) for t in (ours, theirs))
-        assert (mine - expected).norm() <= AFTER_ADAM * expected.norm()
-    assert all(v.abs().max() > 1e-3 for k, v in theirs.items() if "lora_B" in k), "they are 0 at the start"
-    both = [
-        [{k: v for k, v in row.items() if "tokens_per_s" not in k and k != "seconds"} for row in read_metrics(run)]
-        for run in (own / "two", own / "one")
+
+def test_two_processes_write_and_learn_by_ppo_what_one_does(tiny: Path, tmp_path: Path) -> None:
+    """Responses are drawn by prompt and seed, so that it does not matter who writes them."""
+    two, one = both_ways(tiny, nine_to_learn(tmp_path / "ranked.jsonl"), tmp_path, PPO)
+    for folder in ("adapter", "critic"):
+        assert_learned_the_same(two / folder, one / folder)
+    assert_same_rows(two, one)
+    assert {p.name for p in two.iterdir()} == {p.name for p in one.iterdir()}
+    texts = [
+        {(row.prompt_id, row.response, row.token_id) for row in read_rollouts(file_of(run, 1)).frame.itertuples()}
+        for run in (two, one)
     ]
-    assert [row.keys() for row in both[0]] == [row.keys() for row in both[1]]
-    assert [row["step"] for row in both[0] if "loss" in row] == [1, 2, 3, 4]
-    for row, same in zip(*both, strict=True):
+    assert len(texts[1]) > 8 * 3
+    assert {(prompt, token) for prompt, _, token in texts[0]} == {(prompt, token) for prompt, _, token in texts[1]}
+
+
+def both_ways(model: Path, data: Path, folder: Path, case: Sequence[str]) -> tuple[Path, Path]:
+    """The same training by two processes and by one, eight prompts a step."""
+    kind, *more = case
+    more += ["--tokens_per_forward", "150", "--eval_steps", "2", "--warmup_ratio", "0"]
+    one = flags(kind, model, data, folder / "one", *more, "--per_device_train_batch_size", "8")
+    assert main(one) == 0
+    two = flags(kind, model, data, folder / "two", *more, "--per_device_train_batch_size", "4")
+    assert train_in_two(folder / "log", *two) == 0, (folder / "log").read_text()
+    return folder / "two", folder / "one"
+
+
+def assert_learned_the_same(two: Path, one: Path) -> None:
+    """Adapters, heads too."""
+    ours, theirs = (
+        {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+        for folder in (two, one)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(v.abs().max() > 3e-4 for k, v in theirs.items() if "lora_B" in k), "they are 0 at the start"
+    for part in {name.split(".")[-2] for name in ours}:
+        mine, expected = (torch.cat([v.flatten() for k, v in t.items() if part in k]) for t in (ours, theirs))
+        assert (mine - expected).norm() <= AFTER_ADAM * expected.norm(), part
+
+
+def assert_same_rows(two: Path, one: Path) -> None:
+    """The metrics, in all of their four steps."""
+    ours, theirs = (
+        [{k: v for k, v in row.items() if not k.endswith(FLEETING)} for row in read_metrics(run)] for run in (two, one)
+    )
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    assert [row["step"] for row in ours if "loss" in row] == [1, 2, 3, 4]
+    assert any("eval_tokens" in row or "eval_loss" in row for row in ours)
+    for row, same in zip(ours, theirs, strict=True):
         assert all(close(row[k], same[k]) for k in row), (row, same)
-    for row, same in zip(both[0][:2], both[1][:2], strict=True):  # Adam hides the gradient's size, and 1 / 2 of it
-        assert row["grad_norm"] == pytest.approx(same["grad_norm"], rel=ROUNDING)
-        assert row["loss"] == pytest.approx(same["loss"], rel=ROUNDING)
-    assert_same_folder(own / "two", own / "one")
+    first, same = (next(row for row in rows if "loss" in row) for rows in (ours, theirs))
+    for name in ("loss", "grad_norm"):  # Adam hides the gradient's size, and half of it
+        assert first[name] == pytest.approx(same[name], rel=ROUNDING)
 
 
 def nine_to_learn(path: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
-from train.configs import GenerateConfig
+from train.command_configs import GenerateConfig
 from train.models import known_warnings, load_causal, load_tokenizer, resolve
 from train.sampling import _chance, cut_at_eos, sample_all
 
