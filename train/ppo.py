@@ -112,6 +112,7 @@ class PpoTraining:
         self.alarm = HackingAlarm(config.hacking_alarm, stops=config.stop_on_alarm)
         self.evaluation = Evaluation()
         self.state: State | None = None
+        self.saved_step = 0
         self.over_budget = ""
 
     def train(self) -> None:
@@ -136,6 +137,7 @@ class PpoTraining:
                     self._look(step, progress=progress)
                 if step % self.config.save_steps == 0:  # after its rows: a resumed run has them
                     self._save()
+            self._save()
             self._look(self.run.status.step, progress=progress)
         except Stopped:
             self._save()
@@ -155,9 +157,10 @@ class PpoTraining:
         return step
 
     def _save(self) -> None:
-        """A checkpoint of the last complete step."""
-        if self.state and is_main():
+        """A checkpoint of the last complete step, where there is none yet."""
+        if self.state and self.state.step != self.saved_step and is_main():
             save_state(self.state, self.run.path)
+            self.saved_step = self.state.step
 
     def step(self, step: int) -> dict[str, float] | None:
         """Write, score, learn: one step, counted from 1. Returns its row of metrics; None where the budget is spent."""
