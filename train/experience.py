@@ -17,6 +17,9 @@ from train.reward_sources import Scorer
 from train.roles import Role, Roles
 from train.rollouts import Rollouts
 
+MAX_TOKEN_KL = 10.0
+"""Nats at which a token's penalty ends: one token must not drown a step's rewards."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -71,6 +74,7 @@ def experience_of(config: PpoConfig, rollouts: Rollouts, scored: Scored, *, kl_c
     """Rewards, advantages and returns of a step's responses."""
     mask = scored.mask
     kl = torch.where(mask, estimate(config.kl_estimator, scored.log_probs, scored.reference), 0.0)
+    kl = kl.clamp(-MAX_TOKEN_KL, MAX_TOKEN_KL)
     finished = torch.tensor([s.finished for s in rollouts.flat])
     scores = scored.scores - config.missing_eos_penalty * (~finished).float()
     rewards = token_rewards(scores, kl, mask, kl_coef=kl_coef)
@@ -96,7 +100,8 @@ def _everywhere(values: Tensor, mask: Tensor) -> Moments:
 
 def check_written(rollouts: Rollouts, *, step: int) -> None:
     """Raises BadInput where not one response has a word in it: there is nothing left to learn from."""
-    if not any(s.text.strip() for s in rollouts.flat):
+    written = sum(bool(s.text.strip()) for s in rollouts.flat)
+    if not summed(torch.tensor(float(written))):
         raise BadInput(
             f"step {step}: all {len(rollouts.flat)} responses are empty; the policy ends at once. Continue from an "
             "earlier checkpoint with a lower --learning_rate or a higher --kl_coef."

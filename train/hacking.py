@@ -26,6 +26,8 @@ _REPEATED = 0.2
 """Repetitions have exploded once so many more of the four-token runs came before."""
 _GOLD_LOSS = 0.25
 """Gold has fallen once its mean is so many standard deviations below its best."""
+_SURE = 4.0
+"""Standard errors of the difference of two means that chance does not reach: the best of many is one by luck."""
 _REMEDY = "Raise --kl_coef or set --kl_target, take fewer steps, or use an earlier checkpoint."
 
 Row = Mapping[str, float]
@@ -104,7 +106,10 @@ class HackingAlarm:
         if self._best_gold is None or gold > self._best_gold[0]:
             self._best_gold = gold, reward
         best, reward_then = self._best_gold
-        if best - gold < _GOLD_LOSS * max(self._start("gold_std"), 1e-6) or reward < reward_then:
+        noise = _SURE * (2 / sum(row.get("responses", 1) for row in self._recent)) ** 0.5
+        fall = (best - gold) / max(self._start("gold_std"), 1e-6)
+        rise = (reward - reward_then) / max(self._start("reward_std"), 1e-6)
+        if fall < max(_GOLD_LOSS, noise) or rise < noise / 2:
             return ""
         went = f"from {reward_then:.3g} to {reward:.3g}"
         return f"gold has fallen from {best:.3g} to {gold:.3g} while the reward went {went}"

@@ -55,6 +55,7 @@ def _asked(text: str) -> str:
 def _remedy(flags: Mapping[str, Any]) -> str:
     """What needs less, of what is not in use yet."""
     less = [f"--tokens_per_forward below {flags['tokens_per_forward']:,}"]
+    less += [f"--rollout_batch_size below {flags['rollout_batch_size']:,}"] if "rollout_batch_size" in flags else []
     less += [] if flags["gradient_checkpointing"] else ["--gradient_checkpointing"]
     less += ["no --full"] if flags.get("full") else [] if flags["load_in_4bit"] else ["--load_in_4bit"]
     less += [f"--max_length below {flags['max_length']:,}"]

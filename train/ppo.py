@@ -40,6 +40,7 @@ from train.rollout_engines import engine_of
 from train.rollout_files import file_of, write_rollouts
 from train.rollouts import Prompt, Rollouts, RolloutSampling, rollouts_of, step_seed
 from train.run import Run, check_output, read_metrics
+from train.sampling import stop_tokens
 from train.step_progress import StepProgress
 from train.training import open_run
 
@@ -74,9 +75,9 @@ def main(config: PpoConfig) -> str:
         inputs = read_inputs(config)
         found = {"max_length": inputs.max_length, **inputs.hashes}
         run = open_run(config, stage="ppo", source=inputs.source, found=found)
-        if config.report_to != "none":
-            accelerator.init_trackers(reporting.PROJECT)
         with run.outcome(), ending_together(), out_of_memory_told(config), full_disk_told(run.path):
+            if config.report_to != "none":
+                accelerator.init_trackers(reporting.PROJECT)
             training = PpoTraining(config, inputs, accelerator=accelerator, run=run, interrupt=interrupt)
             training.train()
             training.finish()
@@ -113,6 +114,7 @@ class PpoTraining:
         self.evaluation = Evaluation()
         self.state: State | None = None
         self.saved_step = 0
+        self.inside: State | None = None
         self.over_budget = ""
 
     def train(self) -> None:
@@ -124,6 +126,10 @@ class PpoTraining:
         try:
             if start and not first:
                 progress.row({"step": 0, **start})
+            if not first:
+                self.inside = self.parts.capture(0)
+            if first and self._evaluates_after(first):  # stopped before its row was written
+                self._look(first, progress=progress)
             for step in range(first + 1, self.total + 1):
                 row = None if self.alarm.asks_to_stop else self.step(step)
                 if row is None:
@@ -133,7 +139,7 @@ class PpoTraining:
                 progress.row(row, self.alarm)
                 self.accelerator.log(row, step=step)
                 self.interrupt.release()
-                if self.config.eval_steps and step % self.config.eval_steps == 0 and step < self.total:
+                if self._evaluates_after(step):
                     self._look(step, progress=progress)
                 if step % self.config.save_steps == 0:  # after its rows: a resumed run has them
                     self._save()
@@ -144,6 +150,9 @@ class PpoTraining:
             raise
         finally:
             progress.close()
+
+    def _evaluates_after(self, step: int) -> bool:
+        return bool(self.config.eval_steps) and step % self.config.eval_steps == 0 and step < self.total
 
     def _take_up(self) -> int:
         """The step that training goes on from. The alarm sees the rows until there again."""
@@ -174,19 +183,20 @@ class PpoTraining:
         answers = Answers.of(rollouts, scored, gold=gold)
         if config.kl_budget and answers.mean_kl > config.kl_budget:
             self.over_budget = (
-                f"budget: before step {step} the policy is {answers.mean_kl:.3g} nats a response from the reference; "
-                f"--kl_budget {config.kl_budget:g} ends the training here"
+                f"budget: after step {step - 1} the policy is {answers.mean_kl:.3g} nats a response from the "
+                f"reference; --kl_budget {config.kl_budget:g} ends the training here{self._back_inside()}"
             )
             return None
+        self.inside = self.state or self.inside
         kl_coef, rates = self.parts.controller.coef, [group["lr"] for group in self.parts.optimizer.param_groups]
         experience = experience_of(config, rollouts, scored, kl_coef=kl_coef)
         known = time.monotonic()
-        sums, ratios = self.learner.learn(
-            rollouts, scored, experience, step=step, actor_rests=step <= config.critic_warmup_steps
-        )
+        rests = step <= config.critic_warmup_steps
+        sums, ratios = self.learner.learn(rollouts, scored, experience, step=step, actor_rests=rests)
         learned = time.monotonic()
         self.parts.scheduler.step()
-        self.parts.controller.update(answers.mean_kl, answers.count)
+        if not rests:
+            self.parts.controller.update(answers.mean_kl, answers.count)
         if config.inspect_steps and step % config.inspect_steps == 0:
             self._keep(rollouts, scored, experience, ratios=ratios, gold=gold, step=step, kl_coef=kl_coef)
         names = ("learning_rate", "critic_learning_rate")
@@ -202,6 +212,13 @@ class PpoTraining:
             ),
             "peak_memory_mb": round(peak_memory_mb(), 1),
         }
+
+    def _back_inside(self) -> str:
+        """Take up the last policy that was seen inside the budget, where this process has it still."""
+        if self.inside is None:
+            return ""
+        self.roles.load_state(self.inside.model)
+        return f", with the policy of step {self.inside.step}, the last one inside"
 
     def finish(self) -> None:
         """Save what was learned, write the card."""
@@ -289,8 +306,10 @@ class PpoTraining:
 
     def _look(self, step: int, *, progress: StepProgress) -> None:
         """Evaluate after a step, and write that down once."""
+        said = self.run.status.message
         self.run.update(message="evaluating")
         row = self._evaluate(self.evaluation.latest, self.evaluation.latest_texts)
+        self.run.update(message=said)
         if row and not any(r["step"] == step and "eval_kl" in r for r in read_metrics(self.run.path)):
             progress.row({"step": step, **row})
             self.accelerator.log(row, step=step)
@@ -313,7 +332,8 @@ class PpoTraining:
     def _scorer(self, plan: RewardPlan) -> Scorer:
         if plan.adapter is not None:
             eos = int(self.inputs.tokenizer.eos_token_id)
-            return SharedReward(self.roles, self.layout, eos, autocast=self.config.bf16)
+            stops = tuple(stop_tokens(self.inputs.tokenizer, self.roles.model))
+            return SharedReward(self.roles, self.layout, eos, stops=stops, autocast=self.config.bf16)
         assert plan.judge is not None
         return JudgedReward(plan.judge)
 

@@ -128,6 +128,8 @@ class PpoConfig(TrainingConfig):
                 f"--tokens_per_batch {self.tokens_per_batch}: how long responses become is not known before. Use "
                 "--per_device_train_batch_size."
             )
+        if self.logging_steps != 1:
+            raise BadInput(f"--logging_steps {self.logging_steps}: every step of PPO has its row. Leave it out.")
         if self.advantage != "gae" and self.samples < 2:
             raise BadInput(
                 f"--advantage {self.advantage} with --samples {self.samples}: a response is compared with the others "

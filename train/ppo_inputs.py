@@ -79,18 +79,22 @@ def read_inputs(config: PpoConfig) -> Inputs:
             may_share=may_share,
         )
 
+    reward = plan(config.reward, flag="--reward", may_share=True)
+    gold = plan(config.gold, flag="--gold", may_share=False) if config.gold else None
     return Inputs(
         source=source,
         tokenizer=tokenizer,
         train=train,
         held_out=_evenly(held_out, config.eval_prompts),
         counts=counts,
-        reward=plan(config.reward, flag="--reward", may_share=True),
-        gold=plan(config.gold, flag="--gold", may_share=False) if config.gold else None,
+        reward=reward,
+        gold=gold,
         hashes={
             "manifest_sha256": manifest_sha256,
             "model_sha256": weights_sha256(source),
             "tokenizer_sha256": tokenizer_sha256(tokenizer),
+            "reward_sha256": reward.sha256,
+            "gold_sha256": gold.sha256 if gold else "",
         },
         max_length=max_length,
     )

@@ -76,6 +76,7 @@ class Answers:
             "kl_per_token": sum(self.kl) / sum(self.tokens),
             "finished": fmean(self.finished),
             "empty": fmean(self.empty),
+            "responses": float(self.count),
             "tokens": fmean(self.tokens),
             "repetition": fmean(self.repetitions),
             **self._by_length(),

@@ -31,6 +31,11 @@ class State:
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
+    @property
+    def model(self) -> dict[str, Tensor]:
+        """What is trained, by name."""
+        return {k.removeprefix("model."): v for k, v in self.tensors.items() if k.startswith("model.")}
+
 
 @dataclass(frozen=True)
 class Parts:

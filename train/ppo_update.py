@@ -34,6 +34,7 @@ class Sums:
     values_clipped: float = 0.0
     approx_kl: float = 0.0
     grad_norm: float = 0.0
+    critic_grad_norm: float = 0.0
     optimizer_steps: int = 0
     passes: int = 0
 
@@ -53,7 +54,14 @@ class Sums:
             "grad_norm": self.grad_norm / steps,
             "passes": float(self.passes),
         }
-        return found | ({"value_loss": value, "value_clip_fraction": self.values_clipped / tokens} if critic else {})
+        if not critic:
+            return found
+        clipped = self.values_clipped / tokens
+        return found | {
+            "value_loss": value,
+            "value_clip_fraction": clipped,
+            "critic_grad_norm": self.critic_grad_norm / steps,
+        }
 
 
 class Learner:
@@ -81,7 +89,7 @@ class Learner:
                 before = sums.approx_kl, sums.tokens
                 self._gradients(rows, scored, experience, sums=sums, ratios=ratios, actor_rests=actor_rests)
                 if not self.ratio_checked:
-                    self._check_ratio(rows, ratios, learned=not actor_rests)
+                    self._check_ratio(rows, ratios)
                 if self._too_far(sums, before):
                     self.optimizer.zero_grad(set_to_none=True)
                     return self._everywhere(sums), ratios
@@ -176,10 +184,11 @@ class Learner:
         return bool(divergence / max(tokens, 1) > self.config.target_kl)
 
     def _step(self, sums: Sums, rollouts: Rollouts, *, numbers: Sequence[int], step: int) -> None:
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        sum_gradients(trained)
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm or float("inf"))
-        if not torch.isfinite(norm):
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        sum_gradients([p for group in groups for p in group])
+        # Each by itself: the actor's gradient is far larger, and would take the critic's down with it.
+        norms = [torch.nn.utils.clip_grad_norm_(group, self.config.max_grad_norm or float("inf")) for group in groups]
+        if not all(map(torch.isfinite, norms)):
             ids = ", ".join(rollouts.prompts[n].record.id for n in numbers[:5])
             raise BadInput(
                 f"step {step}: the loss is not finite, with the prompts {ids}; training cannot go on from there. Lower "
@@ -187,10 +196,11 @@ class Learner:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        sums.grad_norm += float(norm)
+        sums.grad_norm += float(norms[0])
+        sums.critic_grad_norm += float(norms[-1])
         sums.optimizer_steps += 1
 
-    def _check_ratio(self, rows: Sequence[Row], ratios: Tensor, *, learned: bool) -> None:
+    def _check_ratio(self, rows: Sequence[Row], ratios: Tensor) -> None:
         """Before anything was learned, new and old probabilities are the same. Raises BadInput where they are not."""
         self.ratio_checked = True
         worst = max((float((ratios[r.responses, r.positions] - 1).abs().max()) for r in rows), default=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.errors import BadInput
 from data.records import PromptRecord, Response
+from train.files import sha256_of
 from train.judge import Judge, RewardJudge, function_judge, is_function, named, reward_source
 from train.layouts import Layout
 from train.models import ModelSource, load_tokenizer, tokenizer_sha256, weights_sha256
@@ -34,20 +36,20 @@ class Scorer(Protocol):
 class SharedReward:
     """The reward role on the actor's own base, read at the EOS of each response.
 
-    A response that was cut gets the EOS that it lacks for this: the reward model has seen none without.
+    A response that was cut gets the EOS that it lacks for this, and one that ended by another stop token gets it in
+    that one's place: the reward model has seen no other end. `stops`: all stop tokens.
     """
 
     roles: Roles
     layout: Layout
     eos_token_id: int
+    stops: tuple[int, ...] = ()
     autocast: bool = False
 
     @torch.no_grad()
     def score(self, rollouts: Rollouts) -> Tensor:
         ended = [
-            replace(
-                g, rows=tuple(r if s.finished else (*r, self.eos_token_id) for r, s in zip(g.rows, own, strict=True))
-            )
+            replace(g, rows=tuple(self._ended(r, finished=s.finished) for r, s in zip(g.rows, own, strict=True)))
             for g, own in zip(rollouts.groups, rollouts.samples, strict=True)
         ]
         whole = replace(rollouts, groups=tuple(ended))
@@ -57,6 +59,11 @@ class SharedReward:
             for row in whole.rows(self.layout, device):
                 scores[row.ended] = self.roles.scores(row.inputs).float().cpu()
         return scores
+
+    def _ended(self, row: tuple[int, ...], *, finished: bool) -> tuple[int, ...]:
+        if not finished:
+            return (*row, self.eos_token_id)
+        return (*row[:-1], self.eos_token_id) if row[-1] in self.stops else row
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,8 @@ class RewardPlan:
     name: str
     adapter: RewardAdapter | None = None
     judge: Judge | None = None
+    sha256: str = ""
+    """Of the reward model's weights; of a function, empty."""
 
     @property
     def kind(self) -> str:
@@ -106,7 +115,7 @@ def plan_reward(
     found = reward_source(name, flag=flag, workspace=config.workspace)
     difference = _difference(found, source, tokenizer)
     if may_share and not difference:
-        return RewardPlan(name, adapter=read_reward_adapter(found))
+        return RewardPlan(name, adapter=read_reward_adapter(found), sha256=_sha256(found))
     if may_share:
         log.info(
             "--reward %s: its %s, so it is loaded as a model of its own, with the memory of a second base. Train "
@@ -115,7 +124,18 @@ def plan_reward(
             difference,
             config.model,
         )
-    return RewardPlan(name, judge=RewardJudge(found, config, flag=flag, quiet=True))
+    else:
+        log.info("%s %s: loaded as a model of its own, with the memory of a second base", flag, name)
+    if 0 < found.max_length < config.max_length:
+        log.warning(
+            "%s %s: it reads %d tokens at most, as in its training, and a prompt with its response may have %d here: "
+            "of longer ones it does not see the start. Lower --max_length or --max_new_tokens.",
+            flag,
+            name,
+            found.max_length,
+            config.max_length,
+        )
+    return RewardPlan(name, judge=RewardJudge(found, config, flag=flag, quiet=True), sha256=_sha256(found))
 
 
 def _difference(reward: ModelSource, actor: ModelSource, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -128,6 +148,12 @@ def _difference(reward: ModelSource, actor: ModelSource, tokenizer: PreTrainedTo
         if tokenizer_sha256(load_tokenizer(reward)) != tokenizer_sha256(tokenizer):
             return "tokenizer or chat template is another"
     return ""
+
+
+def _sha256(source: ModelSource) -> str:
+    """Of the base and the adapter together."""
+    adapter = sha256_of(source.adapter / "adapter_model.safetensors") if source.adapter else ""
+    return hashlib.sha256(f"{weights_sha256(source)} {adapter}".encode()).hexdigest()
 
 
 def _same_weights(one: ModelSource, other: ModelSource) -> bool:

@@ -49,7 +49,7 @@ def _open(config: TrainingConfig, *, stage: str, source: ModelSource, found: Map
     before = read_config(config.resume)
     for name, value in found.items():
         if name.endswith("_sha256") and before.get(name) != value:
-            what = config.data if name == "manifest_sha256" else f"the {name.removesuffix('_sha256')} of {config.model}"
+            what = _named(name.removesuffix("_sha256"), config)
             raise BadInput(
                 f"--resume {config.resume}: {what} has changed since this run began. Restore it or start a new run."
             )
@@ -61,12 +61,22 @@ def _open(config: TrainingConfig, *, stage: str, source: ModelSource, found: Map
     return Run.reopen(config.resume, step=step_of(good_to_resume(config.resume)))
 
 
+def _named(what: str, config: TrainingConfig) -> str:
+    """What has a sha256 in config.json, as the user knows it."""
+    if what in ("reward", "gold"):
+        return f"--{what} {getattr(config, what)}"
+    return str(config.data) if what == "manifest" else f"the {what} of {config.model}"
+
+
 def _written(config: TrainingConfig, source: ModelSource, found: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json holds: the flags (paths absolute, so that --resume works from anywhere) and what they led to.
 
     `model` is the base that the result stands on, `start` what was asked for: of a run, its folder.
     """
     flags = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in asdict(config).items() if k != "resume"}
+    for name in ("reward", "gold"):
+        if flags.get(name) and (place := Path(str(flags[name])).expanduser()).exists():
+            flags[name] = str(place.resolve())
     asked = Path(config.model).expanduser()
     model = source.base if asked.exists() else config.model
     start = str(asked.resolve()) if asked.exists() else config.model

@@ -46,7 +46,7 @@ ONLINE = {
     "per_device_train_batch_size": "16",
     "samples": "4",
     "max_new_tokens": str(NEW_TOKENS),
-    "kl_coef": "0.1",
+    "kl_coef": "0.2",
     "rollout_batch_size": "64",
     "tokens_per_forward": "8192",
     "kl_budget": str(BUDGET),
@@ -54,9 +54,10 @@ ONLINE = {
 """20 steps of 64 responses by the reward model."""
 METHODS: dict[str, tuple[str, dict[str, str]]] = {
     "PPO": ("ppo", ONLINE),
-    "RLOO": ("ppo", {**ONLINE, "advantage": "rloo"}),
-    "GRPO": ("ppo", {**ONLINE, "advantage": "grpo"}),
     "PPO, kl_coef 0.3": ("ppo", {**ONLINE, "kl_coef": "0.3"}),
+    "PPO, kl_coef 0.1": ("ppo", {**ONLINE, "kl_coef": "0.1"}),
+    "RLOO, kl_coef 0.1": ("ppo", {**ONLINE, "kl_coef": "0.1", "advantage": "rloo"}),
+    "GRPO, kl_coef 0.1": ("ppo", {**ONLINE, "kl_coef": "0.1", "advantage": "grpo"}),
     "PPO, kl_coef 0": ("ppo", {**ONLINE, "kl_coef": "0", "kl_budget": "0"}),
     "DPO": ("dpo", {"beta": "0.5", "learning_rate": "1e-3", "per_device_train_batch_size": "16"}),
 }
@@ -215,7 +216,7 @@ def draw(path: Path, seeds: Sequence[dict[str, Any]]) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    colors = dict(zip(METHODS, ["#4f46e5", "#0e9384", "#b45309", "#93a0f5", "#b42318", "#344054"], strict=True))
+    colors = dict(zip(METHODS, ["#312e81", "#a5b4fc", "#6366f1", "#0e9384", "#b45309", "#b42318", "#111827"], strict=True))
     for name, color in colors.items():
         for number, found in enumerate(seeds):
             own, label = found[name], name if not number else None

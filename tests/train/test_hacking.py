@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -35,7 +36,10 @@ def test_a_reward_that_rises_near_the_reference_is_no_alarm() -> None:
         ({"kl": lambda w: 60 * w}, "nats a response from the reference (the alarm is set to 20)"),
         ({"tokens": lambda w: 40 + 60 * w}, "responses grew from 4"),
         ({"repetition": lambda w: 0.05 + 0.6 * w}, "repetitions grew from"),
-        ({"gold": lambda w: w * (1 - w), "gold_std": lambda w: 0.5}, "gold has fallen from"),
+        (
+            {"gold": lambda w: w * (1 - w), "gold_std": lambda w: 0.5, "responses": lambda w: 64},
+            "gold has fallen from",
+        ),
     ],
     ids=["far", "longer", "repeating", "gold"],
 )
@@ -54,6 +58,19 @@ def test_each_way_of_hacking_a_reward_sets_it_off(changes: dict[str, Any], said:
 )
 def test_length_and_repetition_alone_are_no_hacking_the_reward_must_rise(changes: dict[str, Any]) -> None:
     assert alarm_on(rows(reward=lambda w: 0.0, **changes)).step is None
+
+
+@pytest.mark.parametrize("responses", [8, 32, 64])
+def test_chance_alone_sets_it_off_hardly_ever(responses: int) -> None:
+    """Reward and gold of so many responses a step, without any trend, in 100 steps of 100 runs."""
+    chance = random.Random(0)
+
+    def noise(way: float) -> float:
+        return chance.gauss(0, responses**-0.5)
+
+    still = {"kl": lambda w: 1.0, "reward": noise, "gold": noise, "gold_std": lambda w: 1.0}
+    runs = [alarm_on(rows(100, responses=lambda w: responses, **still)) for _ in range(100)]
+    assert sum(run.step is not None for run in runs) <= 5
 
 
 def test_gold_that_falls_together_with_the_reward_is_no_hacking() -> None:

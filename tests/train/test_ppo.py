@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.train.adapters import edit, reward_run
@@ -82,7 +82,7 @@ def whole(tiny: Path, ranked: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
 def test_the_reward_rises(advantage: str, tiny: Path, ranked: Path, tmp_path: Path) -> None:
-    flags = ["--advantage", advantage, "--max_steps", "25", "--learning_rate", "2e-2", "--num_ppo_epochs", "4"]
+    flags = ["--advantage", advantage, "--max_steps", "30", "--samples", "8", "--num_ppo_epochs", "4"]
     assert train(tiny, ranked, tmp_path / "run", *flags) == 0
     found = evaluation_of(tmp_path / "run")["eval"]
     assert found["reward"] > found["start"]["reward"] + 2
@@ -264,7 +264,7 @@ def test_without_a_penalty_the_alarm_goes_off_and_with_one_the_policy_stays_near
     assert alarm["step"] == status.step < 40 and alarm["stopped"]
     assert "nats a response from the reference (the alarm is set to 20)" in alarm["message"] == status.message
     assert rows_of(tmp_path / "0")[-1]["alarm"] == 1.0
-    assert found["0"]["eval"]["kl"] > 15
+    assert found["0"]["eval"]["kl"] > 8
     assert found["3"]["alarm"]["step"] is None and read_status(tmp_path / "3").step == 40
     assert found["3"]["eval"]["kl"] < 3
 
@@ -294,7 +294,35 @@ def test_the_budget_ends_the_training(tiny: Path, ranked: Path, tmp_path: Path) 
     status = read_status(tmp_path / "run")
     assert status.state == "done" and "--kl_budget 1.5 ends the training here" in status.message
     assert status.step < 30
-    assert all(row["kl"] <= 1.5 for row in rows_of(tmp_path / "run"))
+    assert f"with the policy of step {status.step - 1}, the last one inside" in status.message
+    assert evaluation_of(tmp_path / "run")["eval"]["kl"] < 4, "on other prompts it may be a little over, not far"
+
+
+def test_a_resumed_run_refuses_another_reward_and_finds_its_own_from_anywhere(
+    tiny: Path, ranked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = reward_run(tiny, tmp_path / "rm")
+    monkeypatch.chdir(tmp_path)
+    with ppo_stopped_at(2):
+        assert train(tiny, ranked, tmp_path / "run", "--reward", "rm") == 143
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    monkeypatch.chdir(tiny)
+    assert resume(tmp_path / "run") == 0
+    weights = reward / "adapter" / "adapter_model.safetensors"
+    save_file({name: -value for name, value in load_file(weights).items()}, weights)
+    assert resume(tmp_path / "again") == 2
+    assert "has changed since this run began" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_was_stopped_is_made_up_for(tiny: Path, ranked: Path, tmp_path: Path) -> None:
+    flags = ["--eval_steps", "2", "--max_steps", "4"]
+    assert train(tiny, ranked, tmp_path / "whole", *flags) == 0
+    with ppo_stopped_at(2):
+        assert train(tiny, ranked, tmp_path / "run", *flags) == 143
+    rows = [row for row in read_metrics(tmp_path / "run") if not (row["step"] == 2 and "eval_kl" in row)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert resume(tmp_path / "run") == 0
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
 
 
 def test_passes_end_early_at_the_target_divergence(tiny: Path, ranked: Path, tmp_path: Path) -> None:
