@@ -216,7 +216,8 @@ def draw(path: Path, seeds: Sequence[dict[str, Any]]) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    colors = dict(zip(METHODS, ["#312e81", "#a5b4fc", "#6366f1", "#0e9384", "#b45309", "#b42318", "#111827"], strict=True))
+    shades = ["#312e81", "#a5b4fc", "#6366f1", "#0e9384", "#b45309", "#b42318", "#111827"]
+    colors = dict(zip(METHODS, shades, strict=True))
     for name, color in colors.items():
         for number, found in enumerate(seeds):
             own, label = found[name], name if not number else None
