@@ -95,6 +95,7 @@ def sft(turns: Turns) -> None:
         output=work.folder / "run",
         tokens_per_batch=0,
         per_device_train_batch_size=work.case["prompts"],
+        tokens_per_forward=work.config().tokens_per_forward,
         max_steps=work.updates,
         save_steps=10**9,
     )

@@ -133,8 +133,9 @@ def token_log_probs_and_entropies(
 
     The head must be frozen. `entropy_gradient`: whether a loss will be taken of the entropies too.
     """
+    measure = _log_probs_and_entropies if entropy_gradient else _log_probs_and_plain_entropies
     log_probs, entropies = _through_frozen_head(
-        hidden, targets, head=head, measure=_log_probs_and_entropies, differentiated=1 + entropy_gradient
+        hidden, targets, head=head, measure=measure, differentiated=1 + entropy_gradient
     )
     return log_probs, entropies
 
@@ -155,6 +156,13 @@ def _log_probs_alone(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tenso
 def _log_probs_and_entropies(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     every = head(hidden).log_softmax(dim=-1)
     return every.gather(1, targets[:, None])[:, 0], -(every.exp() * every).sum(dim=-1)
+
+
+def _log_probs_and_plain_entropies(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Entropies that no gradient goes through: nothing the size of the logits is kept for them."""
+    every = head(hidden).log_softmax(dim=-1)
+    plain = every.detach()
+    return every.gather(1, targets[:, None])[:, 0], -plain.exp().mul_(plain).sum(dim=-1)
 
 
 def _through_frozen_head(

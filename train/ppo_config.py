@@ -38,6 +38,9 @@ class PpoConfig(TrainingConfig):
     """Share of the steps over which the learning rates rise from 0."""
     per_device_train_batch_size: int = 16
     """Prompts a step and process."""
+    tokens_per_forward: int = 1024
+    """Tokens computed at a time, whole prompts together; what they leave for the backward pass is most of the memory.
+    A step takes as many passes as it needs, with the same gradient; a GPU with room is faster with more at a time."""
     samples: int = 2
     """Responses to each prompt of a step. They share the prompt, which is computed once for all of them."""
     temperature: float = 1.0
