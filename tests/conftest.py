@@ -9,8 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Taken out of the environment, so that only the tests that ask for PostgreSQL meet it.
-DATABASE_URL = os.environ.pop("DATABASE_URL", "")
+# Taken out of the environment, so that only the tests that ask for PostgreSQL meet it; kept for pytest's own workers.
+_KEPT = "RANKWISE_TESTS_DATABASE_URL"
+DATABASE_URL = os.environ[_KEPT] = os.environ.pop("DATABASE_URL", "") or os.environ.get(_KEPT, "")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker, and what it starts, has its share of the cores
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
 
 
 @pytest.fixture(scope="session")
@@ -23,12 +28,14 @@ def postgres_url() -> str:
 
 @pytest.fixture(scope="session")
 def demo_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with the demo model, made once a session: RANKWISE_WORKSPACE, or a new one."""
+    """A workspace with the demo model, made once for all of pytest's workers: RANKWISE_WORKSPACE, or a new one."""
     from data.errors import UserError
     from train import smollm2
 
     given = os.environ.get("RANKWISE_WORKSPACE")
-    folder = Path(given) if given else tmp_path_factory.mktemp("demo")
+    together = "PYTEST_XDIST_WORKER" in os.environ
+    shared = tmp_path_factory.getbasetemp().parent if together else tmp_path_factory.getbasetemp()
+    folder = Path(given) if given else shared / "demo"
     try:
         smollm2.ensure(folder)
     except UserError as error:

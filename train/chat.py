@@ -14,6 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from data.errors import BadInput
 from data.records import Message
 
+ADDED_PAD = "<|pad|>"
+"""What a model without a pad token to spare is given; it stands beyond the model's vocabulary."""
+
 _SPEAKER = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -81,6 +84,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, 
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    if tokenizer.pad_token == ADDED_PAD and ADDED_PAD in text:  # spelled in the data: the model has no such token
+        first, _, rest = text.partition(ADDED_PAD)
+        middle = _tokens(tokenizer, ADDED_PAD[:1]) + _tokens(tokenizer, ADDED_PAD[1:])
+        return [*_tokens(tokenizer, first), *middle, *_tokens(tokenizer, rest)]
     # A template writes BOS and EOS itself; verbose=False: lengths are our concern.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from train.processes import summed
 from train.reward_sources import Scorer
 from train.roles import Role, Roles
 from train.rollouts import Rollouts
+
+log = logging.getLogger(__name__)
 
 MAX_TOKEN_KL = 10.0
 """Nats at which a token's penalty ends: one token must not drown a step's rewards."""
@@ -96,6 +99,18 @@ def _everywhere(values: Tensor, mask: Tensor) -> Moments:
     own = Moments.of(values, mask)
     count, total, squares = summed(torch.tensor([own.count, own.total, own.squares], dtype=torch.float64)).tolist()
     return Moments(count, total, squares)
+
+
+def warn_of_endless(rollouts: Rollouts) -> None:
+    """Say where no response has an end of its own: a score at the last token then means little."""
+    flat = rollouts.flat
+    if not any(s.finished for s in flat):
+        log.warning(
+            "step 1: none of %d responses ended within %d tokens. Raise --max_new_tokens, or teach the model to end: "
+            "python -m train sft",
+            len(flat),
+            max(len(s.ids) for s in flat),
+        )
 
 
 def check_written(rollouts: Rollouts, *, step: int) -> None:

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,8 +22,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from data.errors import BadInput, NotFound, UserError
 from data.records import PromptRecord
 from train.command_configs import EvaluateConfig
-from train.groups import encode_group
-from train.layouts import choose, score_groups
+from train.groups import Group, encode_group
+from train.layouts import Layout, choose, score_groups
 from train.models import ModelSource, device, load_config, load_tokenizer, resolve
 from train.ppo_config import PpoConfig
 from train.rewards import load_reward_model, row_limit
@@ -120,21 +120,29 @@ class RewardJudge:
     max_length: int = 0
     """Longest prompt with response, in tokens; 0 means as in the model's own training."""
     quiet: bool = False
+    _layouts: list[Layout] = field(default_factory=list, repr=False, compare=False)
 
     def score(self, records: Sequence[PromptRecord]) -> Judged:
-        config, source = self.config, self.source
+        source = self.source
         tokenizer, model = self._loaded
         limit = row_limit(load_config(source), asked=self.max_length or source.max_length or DEFAULT_MAX_LENGTH)
         cut = {"prompts_cut": 0, "responses_cut": 0, "boundaries_moved": 0}
         groups = [encode_group(r, tokenizer, max_length=limit, counts=cut) for r in records]
-        layout = choose(model, groups, packing=config.packing, tokens_per_forward=config.tokens_per_forward)
         found: list[list[float]] = [[] for _ in groups]
-        scored = score_groups(model, groups, layout)
+        scored = score_groups(model, groups, self._layout(model, groups))
         hidden = self.quiet or None
         for number, own in tqdm(scored, total=len(groups), unit="prompt", file=sys.stderr, disable=hidden):
             where = _where(self.flag, source.name, number, records[number])
             found[number] = _checked(own, len(own), where=where, remedy=_WEIGHTS)
         return Judged(found, cut)
+
+    def _layout(self, model: Any, groups: Sequence[Group]) -> Layout:
+        """Tried on the first groups only: it is asked again at every step of a training."""
+        if not self._layouts:
+            config = self.config
+            found = choose(model, groups, packing=config.packing, tokens_per_forward=config.tokens_per_forward)
+            self._layouts.append(found)
+        return self._layouts[0]
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedTokenizerBase, Any]:

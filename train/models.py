@@ -25,6 +25,7 @@ from transformers.utils import logging as library_log
 
 from data.errors import BadInput, NotFound
 from train import four_bit, smollm2
+from train.chat import ADDED_PAD
 from train.files import exclusive, whole_folder
 from train.model_folders import check_folder, check_vocabulary, refuse_own_code
 from train.run import read_config, read_status
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SPARE = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<pad>", "[PAD]", "<unk>", "[UNK]")
 """Special tokens that models ship and do not use inside a conversation, in order of preference."""
-_NEW_PAD = "<|pad|>"
 MERGED_FROM_4BIT = "trained on the base in 4 bits, merged into the base in full precision: results differ slightly"
 MERGE_NOTE = "merge.json"
 """In a folder that `python -m train merge` wrote: what was merged, and the run's max_length."""
@@ -166,15 +166,19 @@ def load_adapter(model: Any, source: ModelSource, *, trainable: bool = False) ->
     """The source's adapter on `model`, the base of the right kind. Raises BadInput where it does not fit."""
     from peft import PeftModel
 
+    from train.lora_linear import add_on
+
     try:
         with known_warnings():
-            return PeftModel.from_pretrained(
+            adapted = PeftModel.from_pretrained(
                 model, str(source.adapter), torch_device=str(model.device), is_trainable=trainable
             )
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise BadInput(
             f"--model {source.name}: its adapter does not fit its base {source.base} ({_first_line(error)})."
         ) from None
+    add_on(adapted)
+    return adapted
 
 
 def merge_adapter(model: Any, source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -366,8 +370,8 @@ def _ensure_pad(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     taken = {tokenizer.eos_token, tokenizer.bos_token}
     spare = next((token for token in _SPARE if token in known and token not in taken), None)
     if spare is None:
-        tokenizer.add_special_tokens({"pad_token": _NEW_PAD})
-        log.info("%s: pad token %s added (id %d)", name, _NEW_PAD, tokenizer.pad_token_id)
+        tokenizer.add_special_tokens({"pad_token": ADDED_PAD})
+        log.info("%s: pad token %s added (id %d)", name, ADDED_PAD, tokenizer.pad_token_id)
     else:
         tokenizer.pad_token = spare
         log.info("%s: pad token %s (id %d), since EOS must not be it", name, spare, tokenizer.pad_token_id)

@@ -15,9 +15,10 @@ from accelerate.utils import ProjectConfiguration  # type: ignore[import-untyped
 from torch import Tensor
 from transformers import get_scheduler, set_seed
 
+from data.errors import UserError
 from train import ppo_report, report, reporting
 from train.checkpoints import full_disk_told, newest_good
-from train.experience import Experience, Scored, check_written, experience_of, score_rollouts
+from train.experience import Experience, Scored, check_written, experience_of, score_rollouts, warn_of_endless
 from train.files import write_json
 from train.groups import Group
 from train.hacking import HackingAlarm
@@ -177,6 +178,8 @@ class PpoTraining:
         self.interrupt.release()
         rollouts = self._write(self._prompts_of(step), samples=config.samples, seed=step_seed(config.seed, step))
         check_written(rollouts, step=step)
+        if step == 1:
+            warn_of_endless(rollouts)
         written = time.monotonic()
         scored = self._score(rollouts)
         gold = self.gold.score(rollouts) if self.gold else None
@@ -205,6 +208,7 @@ class PpoTraining:
             **sums.measured(config, critic=self.roles.has_critic),
             **answers.row(),
             **variance_explained(experience, scored),
+            **self._cut(),
             "kl_coef": kl_coef,
             **dict(zip(names, rates, strict=False)),
             **answers.speed(
@@ -212,6 +216,12 @@ class PpoTraining:
             ),
             "peak_memory_mb": round(peak_memory_mb(), 1),
         }
+
+    def _cut(self) -> dict[str, float]:
+        """How many prompts and responses of the step the reward has not read whole; of a model of its own only."""
+        if self.inputs.reward.kind != "separate model":
+            return {}
+        return {"reward_cut": float(sum(gathered([self.scorer.cut])))}
 
     def _back_inside(self) -> str:
         """Take up the last policy that was seen inside the budget, where this process has it still."""
@@ -285,7 +295,11 @@ class PpoTraining:
         return rollouts_of(prompts, self.engine.write(prompts, sampling))
 
     def _score(self, rollouts: Rollouts) -> Scored:
-        return score_rollouts(self.roles, rollouts, self.scorer, layout=self.layout, autocast=self.config.bf16)
+        try:
+            return score_rollouts(self.roles, rollouts, self.scorer, layout=self.layout, autocast=self.config.bf16)
+        except UserError:  # a reward that can be mended: what was learned until now is not lost
+            self._save()
+            raise
 
     def _keep(
         self,

@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
-    """The loop knows no more than this."""
+    """The loop knows no more than this. `cut`: prompts and responses of the last answer that were not read whole."""
+
+    @property
+    def cut(self) -> int: ...
 
     def score(self, rollouts: Rollouts) -> Tensor:
         """One finite number a response, higher is better. Shape (R,), float32. Raises BadInput."""
@@ -45,6 +48,7 @@ class SharedReward:
     eos_token_id: int
     stops: tuple[int, ...] = ()
     autocast: bool = False
+    cut: int = 0
 
     @torch.no_grad()
     def score(self, rollouts: Rollouts) -> Tensor:
@@ -66,14 +70,17 @@ class SharedReward:
         return (*row[:-1], self.eos_token_id) if row[-1] in self.stops else row
 
 
-@dataclass(frozen=True)
+@dataclass
 class JudgedReward:
     """A reward model of its own, or a function: both read text."""
 
     judge: Judge
+    cut: int = 0
 
     def score(self, rollouts: Rollouts) -> Tensor:
-        return torch.tensor([score for own in self.judge.score(rollouts.records()).scores for score in own])
+        judged = self.judge.score(rollouts.records())
+        self.cut = judged.cut.get("prompts_cut", 0) + judged.cut.get("responses_cut", 0)
+        return torch.tensor([score for own in judged.scores for score in own])
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,10 @@ def plan_reward(
     found = reward_source(name, flag=flag, workspace=config.workspace)
     difference = _difference(found, source, tokenizer)
     if may_share and not difference:
+        if config.load_in_4bit and not found.load_in_4bit:
+            log.info(
+                "--load_in_4bit: the reward reads the 4-bit base too, and scores a little otherwise than in training"
+            )
         return RewardPlan(name, adapter=read_reward_adapter(found), sha256=_sha256(found))
     if may_share:
         log.info(
@@ -170,6 +181,10 @@ class CheckedOnce:
         self._scorer = scorer
         self._name = name
         self._checked = False
+
+    @property
+    def cut(self) -> int:
+        return self._scorer.cut
 
     def score(self, rollouts: Rollouts) -> Tensor:
         found = self._scorer.score(rollouts)

@@ -13,6 +13,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, 
 from transformers.pytorch_utils import Conv1D
 
 from data.errors import BadInput
+from train.lora_linear import add_on
 from train.models import ModelSource, known_warnings, load_adapter, load_config, load_weights
 
 
@@ -73,7 +74,9 @@ def add_adapters(base: Any, task: TaskType, *, lora_r: int, lora_alpha: int) -> 
         modules_to_save=None,  # of a classifier peft fills in the names of heads, `score` among them
     )
     with known_warnings():
-        return cast(PeftModel, get_peft_model(base, config))
+        model = cast(PeftModel, get_peft_model(base, config))
+    add_on(model)
+    return model
 
 
 def checkpoint_layers(base: Any, name: str) -> None:

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from data.errors import BadInput
 from train.layouts import Batch
+from train.lora_linear import add_on
 from train.models import ModelSource, known_warnings
 from train.policies import Head, load_policy_base, token_log_probs, token_log_probs_and_entropies
 from train.rewards import Float32Head
@@ -213,6 +214,7 @@ def new_roles(
                 _add_trained(model, role, reward, name=source.name)
         elif critic:
             model.add_adapter("critic", plain)
+    add_on(model)
     width = base.config.get_text_config().hidden_size
     roles = Roles(
         model,

@@ -40,6 +40,7 @@ def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "ppo": [
             *("--reward", "tests.train.text_rewards:letters", "--samples", "2", "--max_new_tokens", "6"),
             *("--per_device_train_batch_size", "4", "--num_ppo_epochs", "2", "--eval_prompts", "4"),
+            *("--eval_steps", "25", "--kl_target", "0.5", "--kl_horizon", "100"),
         ],
     }[request.param]
     flags = ["--model", str(model), "--data", str(write_rows(folder / "ranked.jsonl", rows()))]

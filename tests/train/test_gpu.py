@@ -11,6 +11,7 @@ import torch
 from tests.train import families
 from tests.train.families import FAMILIES, reward_model
 from tests.train.test_layouts import made_groups
+from tests.train.test_ppo import train as train_ppo
 from train.__main__ import main
 from train.layouts import PaddedRows, TreeRows, choose, score_groups
 
@@ -44,3 +45,10 @@ def test_a_run_trains_on_the_device(flags: list[str], tiny: Path, ranked: Path, 
     evaluation = json.loads((run / "eval.json").read_text())
     assert evaluation["layout"] == "TreeRows"
     assert evaluation["eval"]["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("flags", [[], ["--bf16"], ["--bf16", "--load_in_4bit", "--gradient_checkpointing"]])
+def test_ppo_raises_the_reward_on_the_device(flags: list[str], tiny: Path, ranked: Path, tmp_path: Path) -> None:
+    assert train_ppo(tiny, ranked, tmp_path / "run", "--max_steps", "30", "--samples", "8", *flags) == 0
+    found = json.loads((tmp_path / "run" / "eval.json").read_text())["eval"]
+    assert found["reward"] > found["start"]["reward"] + 1

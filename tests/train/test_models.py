@@ -15,10 +15,12 @@ from safetensors.torch import load, save
 from transformers import AutoModelForCausalLM
 
 from data.errors import BadInput, NotFound, UserError
+from data.records import Message
 from tests.train.adapters import causal_adapter, edit, reward_run
 from tests.train.made import CHATML, SPECIAL, byte_tokenizer
 from train import smollm2
 from train.__main__ import main
+from train.chat import encode_prompt
 from train.models import known_warnings, load_causal, load_config, load_tokenizer, resolve, trainable_base
 from train.rewards import load_reward_model, new_reward_model
 
@@ -225,6 +227,15 @@ def test_the_pad_token_is_never_the_eos(tiny: Path, tiny_gpt2: Path, tmp_path: P
     assert (spare.pad_token, spare.pad_token_id, spare.eos_token_id) == ("<|endoftext|>", 0, 2)
     added = load_tokenizer(resolve(str(tiny_gpt2), workspace=tmp_path))
     assert (added.pad_token, added.pad_token_id, added.eos_token_id) == ("<|pad|>", 257, 0)
+
+
+def test_text_that_spells_the_added_pad_token_is_text(tiny_gpt2: Path, tmp_path: Path) -> None:
+    """The model has no weights for it."""
+    tokenizer = load_tokenizer(resolve(str(tiny_gpt2), workspace=tmp_path))
+    prompt = (Message("user", "What is <|pad|>, or <|pad|><|pad|>?"),)
+    ids = encode_prompt(tokenizer, prompt)
+    assert max(ids) < 257
+    assert tokenizer.decode(ids) == "User: What is <|pad|>, or <|pad|><|pad|>?\n\nAssistant:"
 
 
 def test_a_pad_token_that_differs_is_kept(tiny: Path, tmp_path: Path) -> None:

@@ -214,12 +214,6 @@ def test_a_reward_model_on_the_same_base_shares_it(tiny: Path, ranked: Path, tmp
     assert train(tiny, ranked, tmp_path / "run", "--reward", str(reward), "--max_steps", "2") == 0
     found = evaluation_of(tmp_path / "run")
     assert found["roles"] == {"reward": "shared base", "critic": "copy of reward"}
-    scores = tmp_path / "scores.jsonl"
-    shown = found["samples"][0]
-    data = write_rows(tmp_path / "d.jsonl", [{"id": "p", "prompt": shown["prompt"], "responses": [shown["end"]]}])
-    assert main(["score", "--model", str(reward), "--data", str(data), "--out", str(scores)]) == 0
-    if byte_tokenizer()(shown["end"])["input_ids"]:  # bytes that are no text change on the way
-        assert json.loads(scores.read_text())["scores"][0] == pytest.approx(shown["end_reward"], abs=2)
 
 
 def test_a_reward_model_on_another_base_is_a_model_of_its_own_and_said_so(
@@ -231,6 +225,14 @@ def test_a_reward_model_on_another_base_is_a_model_of_its_own_and_said_so(
     assert train(tiny, ranked, tmp_path / "run", "--reward", str(reward), "--max_steps", "2") == 0
     assert "loaded as a model of its own, with the memory of a second base" in caplog.text
     assert evaluation_of(tmp_path / "run")["roles"] == {"reward": "separate model", "critic": "fresh"}
+    assert [row["reward_cut"] for row in rows_of(tmp_path / "run")] == [0, 0]
+
+
+def test_what_a_reward_model_of_its_own_does_not_read_is_counted(tiny: Path, ranked: Path, tmp_path: Path) -> None:
+    reward = reward_run(save_model(llama_config(hidden_size=16), byte_tokenizer(), tmp_path / "other"), tmp_path / "rm")
+    edit(reward / "config.json", max_length=16)
+    assert train(tiny, ranked, tmp_path / "run", "--reward", str(reward), "--max_steps", "1") == 0
+    assert rows_of(tmp_path / "run")[0]["reward_cut"] >= 4, "every prompt at least"
 
 
 def test_gold_is_measured_and_never_learned_from(tiny: Path, ranked: Path, whole: Path, tmp_path: Path) -> None:
@@ -373,6 +375,7 @@ def test_a_reward_that_breaks_later_leaves_the_last_checkpoint(tiny: Path, ranke
     assert status.state == "failed" and "out of patience" in status.message
     step = checkpoint_step(tmp_path / "run")
     assert step and not damage(tmp_path / "run" / f"checkpoint-{step}")
+    assert step == max(row["step"] for row in rows_of(tmp_path / "run")), "no step is lost"
 
 
 def test_a_loss_that_is_no_number_names_step_and_prompts(tiny: Path, ranked: Path, tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""The linear layer under one adapter: the library's numbers and gradients, and the library wherever it cannot do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from train import lora_linear
+from train.lora_linear import LoraLinear, add_on
+from train.models import known_warnings
+
+
+class Two(nn.Module):
+    """Two layers, one with a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+def made(dtype: torch.dtype = torch.float64, **options: Any) -> tuple[PeftModel, PeftModel]:
+    """The library's, and the same with ours."""
+    torch.manual_seed(1)
+    config = LoraConfig(**{"r": 3, "lora_alpha": 12, "target_modules": ["first", "second"], **options})
+    with known_warnings():
+        plain = get_peft_model(Two().to(dtype), config)
+        plain.add_adapter("other", config)
+    for name, p in plain.named_parameters():
+        if "lora_" in name:
+            p.data = torch.randn(p.shape, dtype=dtype)
+    ours = copy.deepcopy(plain)
+    add_on(ours)
+    assert sum(type(m) is LoraLinear for m in ours.modules()) == len(config.target_modules)
+    return plain, ours
+
+
+def numbers(model: PeftModel, x: Tensor) -> dict[str, Tensor]:
+    """Output, and the gradients of a loss of it for the input and all weights."""
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    y = model(x)
+    y.sin().sum().backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {**found, "x": x.grad, "y": y.detach()}  # type: ignore[dict-item]
+
+
+def assert_same(plain: PeftModel, ours: PeftModel, *, added_on: bool) -> None:
+    x = torch.randn(2, 7, 6, dtype=next(plain.parameters()).dtype)
+    with patch.object(lora_linear._AddedOn, "apply", side_effect=lora_linear._AddedOn.apply) as called:
+        found, expected = numbers(ours, x), numbers(plain, x)
+    assert called.call_count == (2 if added_on else 0)
+    assert found.keys() == expected.keys() and len(expected) >= 3
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("adapter", ["default", "other"])
+def test_output_and_gradients_are_the_librarys(adapter: str) -> None:
+    plain, ours = made()
+    for model in (plain, ours):
+        model.set_adapter(adapter)
+    assert_same(plain, ours, added_on=True)
+
+
+def test_gradcheck() -> None:
+    weights = [torch.randn(s, dtype=torch.float64) for s in ((2, 3, 6), (5, 6), (5,), (4, 6), (5, 4))]
+    x, _, _, a, b = (w.requires_grad_(n not in (1, 2)) for n, w in enumerate(weights))
+    fixed = weights[1], weights[2]
+    assert torch.autograd.gradcheck(lambda x, a, b: lora_linear._AddedOn.apply(x, *fixed, a, b, 0.7), (x, a, b))
+
+
+def test_a_frozen_adapter_lets_the_gradient_through_and_gets_none() -> None:
+    plain, ours = made()
+    for model in (plain, ours):
+        for p in model.parameters():
+            p.requires_grad_(False)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    assert set(numbers(ours, x)) == {"x", "y"}
+    torch.testing.assert_close(numbers(ours, x)["x"], numbers(plain, x)["x"], rtol=1e-12, atol=1e-12)
+
+
+def disabled(model: PeftModel) -> None:
+    model.base_model.disable_adapter_layers()
+
+
+def merged(model: PeftModel) -> None:
+    model.merge_adapter()
+
+
+def two(model: PeftModel) -> None:
+    model.base_model.set_adapter(["default", "other"])
+
+
+@pytest.mark.parametrize("change", [disabled, merged, two])
+def test_what_it_cannot_do_the_library_does(change: Callable[[PeftModel], None]) -> None:
+    plain, ours = made()
+    for model in (plain, ours):
+        change(model)
+        for p in model.parameters():
+            p.requires_grad_(True)
+    assert_same(plain, ours, added_on=False)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lora_bias": True, "target_modules": ["first"]}, {"use_dora": True}, {"lora_dropout": 0.5}]
+)
+def test_other_kinds_of_adapter_are_the_librarys(options: dict[str, Any]) -> None:
+    plain, ours = made(**options)
+    for model in (plain, ours):
+        model.eval()
+    assert_same(plain, ours, added_on=False)
+
+
+def test_numbers_of_another_format_than_the_base_are_the_librarys() -> None:
+    plain, ours = made(torch.float32)
+    x = torch.randn(3, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(x), plain(x))
+    for model in (plain, ours):
+        for layer in (model.base_model.model.first, model.base_model.model.second):
+            layer.base_layer.to(torch.bfloat16)
+    assert torch.equal(ours(x.bfloat16()), plain(x.bfloat16()))
+
+
+def test_a_merged_and_unloaded_model_is_plain_again() -> None:
+    plain, ours = made()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    whole = ours.merge_and_unload()
+    assert not any(isinstance(m, LoraLinear) for m in whole.modules())
+    torch.testing.assert_close(whole(x), plain(x), rtol=1e-12, atol=1e-12)
