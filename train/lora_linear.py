@@ -14,13 +14,13 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 
-class LoraLinear(Linear):  # type: ignore[misc]
+class LoraLinear(Linear):
     """`peft`'s layer. With one plain adapter at work, in the numbers of the base, it is computed by `_AddedOn`."""
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         adapter = None if args or options else self._plain_adapter(x)
         if adapter is None:
-            return cast(Tensor, super().forward(x, *args, **options))
+            return super().forward(x, *args, **options)
         weights = self.lora_A[adapter].weight, self.lora_B[adapter].weight
         return cast(
             Tensor,
