@@ -15,7 +15,7 @@ from data.errors import BadInput
 from data.records import Message
 
 ADDED_PAD = "<|pad|>"
-"""What a model without a pad token to spare is given; it stands beyond the model's vocabulary."""
+"""What a model without a pad token to spare is given. Text that spells it is text: the model has no weights for it."""
 
 _SPEAKER = {"system": "System", "user": "User", "assistant": "Assistant"}
 
@@ -84,12 +84,15 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, 
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    if tokenizer.pad_token == ADDED_PAD and ADDED_PAD in text:  # spelled in the data: the model has no such token
-        first, _, rest = text.partition(ADDED_PAD)
-        middle = _tokens(tokenizer, ADDED_PAD[:1]) + _tokens(tokenizer, ADDED_PAD[1:])
-        return [*_tokens(tokenizer, first), *middle, *_tokens(tokenizer, rest)]
-    # A template writes BOS and EOS itself; verbose=False: lengths are our concern.
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    def encode(part: str) -> list[int]:
+        # A template writes BOS and EOS itself; verbose=False: lengths are our concern.
+        return list(tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
+
+    if tokenizer.pad_token != ADDED_PAD or ADDED_PAD not in text:
+        return encode(text)
+    spelled = encode(ADDED_PAD[:1]) + encode(ADDED_PAD[1:])
+    first, *others = map(encode, text.split(ADDED_PAD))
+    return first + [i for part in others for i in (*spelled, *part)]
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

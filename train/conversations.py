@@ -23,7 +23,7 @@ from data.formats.lines import parse_json, read_lines, source_of
 from data.records import ROLES, Message, PromptRecord, check_text
 from data.splits import EVAL, check_eval_fraction, split_of
 from data.verdicts import acceptable_shares, best_responses
-from train.chat import control_tokens, encode_response, opening_length
+from train.chat import ADDED_PAD, control_tokens, encode_response, opening_length
 from train.groups import Group, Span
 
 _ROLES = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant", "developer": "system"}
@@ -265,7 +265,7 @@ def encode_conversations(
     """
     assert max_length >= 4, max_length  # a quarter of it is a token at least
     counts = dict.fromkeys((f.name for f in fields(ConversationReport)), 0)
-    control = control_tokens(tokenizer)
+    control = control_tokens(tokenizer).keys() - {ADDED_PAD}
     groups: list[Group] = []
     for conversation in conversations:
         counts["conversations"] += 1

@@ -24,6 +24,10 @@ MAX_TOKEN_KL = 10.0
 """Nats at which a token's penalty ends: one token must not drown a step's rewards."""
 
 
+class Diverged(BadInput):
+    """What was learned is of no use any more."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """What the models say of R responses of up to T tokens. Shapes (R, T), 0 after a response's end; on the CPU.
@@ -103,21 +107,20 @@ def _everywhere(values: Tensor, mask: Tensor) -> Moments:
 
 def warn_of_endless(rollouts: Rollouts) -> None:
     """Say where no response has an end of its own: a score at the last token then means little."""
-    flat = rollouts.flat
-    if not any(s.finished for s in flat):
+    finished = float(sum(s.finished for s in rollouts.flat))
+    if not summed(torch.tensor(finished)):
         log.warning(
-            "step 1: none of %d responses ended within %d tokens. Raise --max_new_tokens, or teach the model to end: "
+            "step 1: no response ended within %d tokens. Raise --max_new_tokens, or teach the model to end: "
             "python -m train sft",
-            len(flat),
-            max(len(s.ids) for s in flat),
+            int(rollouts.lengths().max()),
         )
 
 
 def check_written(rollouts: Rollouts, *, step: int) -> None:
-    """Raises BadInput where not one response has a word in it: there is nothing left to learn from."""
+    """Raises Diverged where not one response has a word in it: there is nothing left to learn from."""
     written = sum(bool(s.text.strip()) for s in rollouts.flat)
     if not summed(torch.tensor(float(written))):
-        raise BadInput(
+        raise Diverged(
             f"step {step}: all {len(rollouts.flat)} responses are empty; the policy ends at once. Continue from an "
             "earlier checkpoint with a lower --learning_rate or a higher --kl_coef."
         )

@@ -14,7 +14,7 @@ from data.comparisons import Comparison, Expansion, expand, votes
 from data.notation import Ranking
 from data.records import PromptRecord
 from data.verdicts import acceptable_shares
-from train.chat import control_tokens, encode_response, opening_length
+from train.chat import ADDED_PAD, control_tokens, encode_response, opening_length
 
 Span = tuple[int, int]
 """Tokens of a row, from the first number up to the second, which is not among them."""
@@ -117,7 +117,7 @@ def encode_records(
     pairs that are tied. `by_bar`: groups of the records with an acceptable bar instead. `keep_start`: see `fit`.
     """
     counts: dict[str, Any] = dict.fromkeys((f.name for f in fields(GroupReport)), 0)
-    control = control_tokens(tokenizer)
+    control = control_tokens(tokenizer).keys() - {ADDED_PAD}
     groups = []
     for record in records:
         counts["prompts"] += 1

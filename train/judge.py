@@ -110,7 +110,7 @@ def named(flag: str) -> Iterator[None]:
         raise type(error)(str(error).replace("--model", flag, 1)) from None
 
 
-@dataclass(frozen=True)
+@dataclass
 class RewardJudge:
     """A reward model, loaded when it is needed and not before. `quiet`: without a bar."""
 
@@ -120,7 +120,8 @@ class RewardJudge:
     max_length: int = 0
     """Longest prompt with response, in tokens; 0 means as in the model's own training."""
     quiet: bool = False
-    _layouts: list[Layout] = field(default_factory=list, repr=False, compare=False)
+    _layout: Layout | None = field(default=None, repr=False)
+    _longest: int = field(default=0, repr=False)
 
     def score(self, records: Sequence[PromptRecord]) -> Judged:
         source = self.source
@@ -129,20 +130,21 @@ class RewardJudge:
         cut = {"prompts_cut": 0, "responses_cut": 0, "boundaries_moved": 0}
         groups = [encode_group(r, tokenizer, max_length=limit, counts=cut) for r in records]
         found: list[list[float]] = [[] for _ in groups]
-        scored = score_groups(model, groups, self._layout(model, groups))
+        scored = score_groups(model, groups, self._chosen(model, groups))
         hidden = self.quiet or None
         for number, own in tqdm(scored, total=len(groups), unit="prompt", file=sys.stderr, disable=hidden):
             where = _where(self.flag, source.name, number, records[number])
             found[number] = _checked(own, len(own), where=where, remedy=_WEIGHTS)
         return Judged(found, cut)
 
-    def _layout(self, model: Any, groups: Sequence[Group]) -> Layout:
-        """Tried on the first groups only: it is asked again at every step of a training."""
-        if not self._layouts:
+    def _chosen(self, model: Any, groups: Sequence[Group]) -> Layout:
+        """Tried on these groups where none before was as long: a training asks at every step."""
+        longest = max((len(row) for g in groups for row in g.rows), default=0)
+        if self._layout is None or longest > self._longest:
             config = self.config
-            found = choose(model, groups, packing=config.packing, tokens_per_forward=config.tokens_per_forward)
-            self._layouts.append(found)
-        return self._layouts[0]
+            self._layout = choose(model, groups, packing=config.packing, tokens_per_forward=config.tokens_per_forward)
+            self._longest = longest
+        return self._layout
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedTokenizerBase, Any]:

@@ -7,11 +7,12 @@ library's but for rounding, and so is the module: what it cannot do is left to t
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class LoraLinear(Linear):
@@ -22,21 +23,22 @@ class LoraLinear(Linear):
         if adapter is None:
             return super().forward(x, *args, **options)
         weights = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        return cast(
-            Tensor,
-            _AddedOn.apply(  # type: ignore[no-untyped-call]
-                x, self.base_layer.weight, self.base_layer.bias, *weights, self.scaling[adapter]
-            ),
+        base, rows = self.base_layer, x.reshape(-1, x.shape[-1])
+        y: Tensor = _AddedOn.apply(  # type: ignore[no-untyped-call]
+            rows, base.weight, base.bias, *weights, self.scaling[adapter]
         )
+        return y.view(*x.shape[:-1], -1)  # made out here: models may write into it
 
     def _plain_adapter(self, x: Tensor) -> str | None:
-        """The one adapter at work, where it is a product of two matrices in the numbers of input and base."""
+        """The one adapter at work, where it is a product of two matrices in the numbers of input and frozen base."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or not x.numel():
             return None
         (name,) = self.active_adapters
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
             return None
         if not isinstance(self.lora_dropout[name], nn.Identity) or torch.is_autocast_enabled(x.device.type):
+            return None
+        if any(p.requires_grad for p in self.base_layer.parameters()):
             return None
         kinds = {x.dtype, self.base_layer.weight.dtype, self.lora_A[name].weight.dtype, self.lora_B[name].weight.dtype}
         return name if len(kinds) == 1 else None
@@ -52,28 +54,27 @@ def add_on(model: nn.Module) -> None:
 class _AddedOn(torch.autograd.Function):
     """y = x W' + bias + scale · (x A') B', with gradients for x, A and B. Of the way there, x A' alone is kept.
 
-    Shapes: x (…, in), W (out, in), bias (out,), A (r, in), B (out, r); returns (…, out).
+    Shapes: x (N, in), W (out, in), bias (out,), A (r, in), B (out, r); returns (N, out).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        down = rows @ a.t()
+        down = x @ a.t()
         ctx.save_for_backward(x, down, weight, a, b)
         ctx.scale = scale
-        y = nn.functional.linear(rows, weight, bias).addmm_(down, b.t(), alpha=scale)
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return nn.functional.linear(x, weight, bias).addmm_(down, b.t(), alpha=scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, down, weight, a, b = ctx.saved_tensors
-        of_y = gradients[0].reshape(-1, weight.shape[0])
+        (of_y,) = gradients
         of_down = (of_y @ b).mul_(ctx.scale)
         of_x = of_a = of_b = None
         if ctx.needs_input_grad[0]:
-            of_x = (of_y @ weight).addmm_(of_down, a).view_as(x)
+            of_x = (of_y @ weight).addmm_(of_down, a)
         if ctx.needs_input_grad[3]:
-            of_a = of_down.t() @ x.reshape(-1, x.shape[-1])
+            of_a = of_down.t() @ x
         if ctx.needs_input_grad[4]:
             of_b = (of_y.t() @ down).mul_(ctx.scale)
         return of_x, None, None, of_a, of_b, None

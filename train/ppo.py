@@ -18,7 +18,7 @@ from transformers import get_scheduler, set_seed
 from data.errors import UserError
 from train import ppo_report, report, reporting
 from train.checkpoints import full_disk_told, newest_good
-from train.experience import Experience, Scored, check_written, experience_of, score_rollouts, warn_of_endless
+from train.experience import Diverged, Experience, Scored, check_written, experience_of, score_rollouts, warn_of_endless
 from train.files import write_json
 from train.groups import Group
 from train.hacking import HackingAlarm
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 SHOWN = (
     *("reward", "gold", "kl", "finished", "tokens", "explained_variance", "tokens_per_s"),
-    *("eval_reward", "eval_gold", "eval_kl"),
+    *("reward_cut", "gold_cut", "eval_reward", "eval_gold", "eval_kl"),
 )
 """What a line of the log names."""
 SHOWN_SAMPLES = 8
@@ -146,7 +146,10 @@ class PpoTraining:
                     self._save()
             self._save()
             self._look(self.run.status.step, progress=progress)
-        except Stopped:
+        except Diverged:
+            raise
+        except (Stopped, UserError, RuntimeError):  # a reward that breaks, a server or process that is gone
+            self.interrupt.hold()
             self._save()
             raise
         finally:
@@ -218,10 +221,13 @@ class PpoTraining:
         }
 
     def _cut(self) -> dict[str, float]:
-        """How many prompts and responses of the step the reward has not read whole; of a model of its own only."""
-        if self.inputs.reward.kind != "separate model":
-            return {}
-        return {"reward_cut": float(sum(gathered([self.scorer.cut])))}
+        """How many prompts and responses of the step a reward model of its own has not read whole."""
+        judges = ("reward_cut", self.inputs.reward, self.scorer), ("gold_cut", self.inputs.gold, self.gold)
+        return {
+            name: float(sum(gathered([scorer.cut])))
+            for name, plan, scorer in judges
+            if plan and scorer and plan.kind == "separate model"
+        }
 
     def _back_inside(self) -> str:
         """Take up the last policy that was seen inside the budget, where this process has it still."""
@@ -295,11 +301,7 @@ class PpoTraining:
         return rollouts_of(prompts, self.engine.write(prompts, sampling))
 
     def _score(self, rollouts: Rollouts) -> Scored:
-        try:
-            return score_rollouts(self.roles, rollouts, self.scorer, layout=self.layout, autocast=self.config.bf16)
-        except UserError:  # a reward that can be mended: what was learned until now is not lost
-            self._save()
-            raise
+        return score_rollouts(self.roles, rollouts, self.scorer, layout=self.layout, autocast=self.config.bf16)
 
     def _keep(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.errors import BadInput
-from train.experience import Experience, Scored
+from train.experience import Diverged, Experience, Scored
 from train.layouts import Layout
 from train.ppo_config import PpoConfig
 from train.ppo_losses import policy_loss, value_loss
@@ -79,7 +79,7 @@ class Learner:
     ) -> tuple[Sums, Tensor]:
         """All passes; returns what was seen, and each token's ratio in the last pass over it, shape (R, T).
 
-        `actor_rests`: the critic learns alone. Raises BadInput where a loss is not finite.
+        `actor_rests`: the critic learns alone. Raises Diverged where a loss is not finite.
         """
         sums, ratios = Sums(), torch.ones(scored.mask.shape)
         self.roles.model.train()
@@ -190,7 +190,7 @@ class Learner:
         norms = [torch.nn.utils.clip_grad_norm_(group, self.config.max_grad_norm or float("inf")) for group in groups]
         if not all(map(torch.isfinite, norms)):
             ids = ", ".join(rollouts.prompts[n].record.id for n in numbers[:5])
-            raise BadInput(
+            raise Diverged(
                 f"step {step}: the loss is not finite, with the prompts {ids}; training cannot go on from there. Lower "
                 "--learning_rate, or leave out --bf16."
             )

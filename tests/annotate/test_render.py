@@ -142,9 +142,9 @@ def test_an_empty_response_says_so(text: str) -> None:
 
 def test_a_megabyte_is_folded_fast_and_whole() -> None:
     text = "word <b>\n" * 111_000
-    started = time.perf_counter()
+    started = time.process_time()
     rendered = render_markdown(text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     head, rest = rendered.split('<details class="rest">')
     assert len(head) < 20 * MAX_MARKDOWN_CHARS
     assert (head + rest).count("word") == 111_000
@@ -152,9 +152,9 @@ def test_a_megabyte_is_folded_fast_and_whole() -> None:
 
 @pytest.mark.parametrize("text", ["*a **b " * 2800, "\\(" * 10_000, "\\[ x\n" * 4000, "[a](b" * 4000, "`" * 20_000])
 def test_text_made_to_be_slow_is_rendered_within_a_second(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     render_markdown(text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_code_styles_hold_for_light_and_dark_and_fit_a_template() -> None:

@@ -236,6 +236,8 @@ def test_text_that_spells_the_added_pad_token_is_text(tiny_gpt2: Path, tmp_path:
     ids = encode_prompt(tokenizer, prompt)
     assert max(ids) < 257
     assert tokenizer.decode(ids) == "User: What is <|pad|>, or <|pad|><|pad|>?\n\nAssistant:"
+    many = encode_prompt(tokenizer, (Message("user", "<|pad|>" * 5000),))
+    assert len(many) > 5000 and max(many) < 257
 
 
 def test_a_pad_token_that_differs_is_kept(tiny: Path, tmp_path: Path) -> None:

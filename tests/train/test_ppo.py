@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.train import text_rewards
 from tests.train.adapters import edit, reward_run
 from tests.train.made import byte_tokenizer, llama_config, rows, save_model, write_rows
 from tests.train.stopping import ppo_stopped_at
@@ -369,8 +371,12 @@ def test_what_cannot_work_is_refused_in_one_sentence(
     assert said.startswith("error: ") and expected in said
 
 
-def test_a_reward_that_breaks_later_leaves_the_last_checkpoint(tiny: Path, ranked: Path, tmp_path: Path) -> None:
-    assert train(tiny, ranked, tmp_path / "run", "--reward", "tests.train.text_rewards:breaks_later") == 2
+@pytest.mark.parametrize("judge", ["--reward", "--gold"])
+def test_a_judge_that_breaks_later_leaves_the_last_step(
+    judge: str, tiny: Path, ranked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_rewards, "_patience", itertools.count())
+    assert train(tiny, ranked, tmp_path / "run", judge, "tests.train.text_rewards:breaks_later") == 2
     status = read_status(tmp_path / "run")
     assert status.state == "failed" and "out of patience" in status.message
     step = checkpoint_step(tmp_path / "run")
