@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,10 @@ from safetensors.torch import load_file
 
 from tests.train.lora_server import LoraServer, running
 from tests.train.made import rows, write_rows
-from tests.train.test_processes import TIMEOUT_S, launched, train_in_two
+from tests.train.test_processes import train_in_two
 from train.__main__ import main
 from train.rollout_files import file_of, read_rollouts
-from train.run import checkpoint_step, read_evaluation, read_metrics, read_status
+from train.run import read_evaluation, read_metrics, read_status
 
 SETTINGS = {
     "reward": "tests.train.text_rewards:letters",
@@ -75,25 +73,6 @@ def test_two_processes_learn_what_one_does_with_the_same_prompts_a_step(
     assert found is not None and expected_found is not None
     assert [s["end"] for s in found["samples"]] == [s["end"] for s in expected_found["samples"]]
     assert (own / "two" / "log.txt").read_text().count("step 1/3") == 1
-
-
-def test_two_processes_that_were_stopped_end_as_two_left_alone(tiny: Path, tmp_path: Path) -> None:
-    data, log = write_rows(tmp_path / "ranked.jsonl", rows(30)), tmp_path / "log"
-    changes = {"max_steps": 30, "per_device_train_batch_size": 4, "save_steps": 1000}
-    assert train_in_two(log, *flags(tiny, data, tmp_path / "whole", **changes)) == 0, log.read_text()
-    run = tmp_path / "run"
-    with launched(log, "train", flags(tiny, data, run, **changes)) as process:
-        until = time.monotonic() + TIMEOUT_S
-        while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < 3:
-            assert time.monotonic() < until and process.poll() is None, log.read_text()
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-    assert read_status(run).state == "stopped"
-    assert 0 < checkpoint_step(run) < 30
-    assert train_in_two(log, "ppo", "--resume", str(run)) == 0, log.read_text()
-    for name in ("adapter", "critic"):
-        ours, theirs = (load_file(tmp_path / r / name / "adapter_model.safetensors") for r in ("run", "whole"))
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_a_server_writes_with_the_adapter_as_it_is_at_every_step(tiny: Path, tmp_path: Path) -> None:
