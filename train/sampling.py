@@ -28,6 +28,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from train.lora_linear import merged_for_writing
 from train.progress import clock
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def sample_all(
     found: list[list[Sample]] = [[] for _ in prompts]
     bar = tqdm(total=len(draws), unit="response", file=sys.stderr, disable=quiet or None)
     began = time.monotonic()
-    with _settings(model, stops=stops, max_new_tokens=config.max_new_tokens) as settings, bar:
+    own = _settings(model, stops=stops, max_new_tokens=config.max_new_tokens)
+    with merged_for_writing(model), own as settings, bar:
         for start in range(0, len(draws), config.batch_size):
             batch = draws[start : start + config.batch_size]
             chosen = _chance([d.seed for d in batch], model=model, config=config)

@@ -153,3 +153,43 @@ def test_a_merged_and_unloaded_model_is_plain_again() -> None:
     whole = ours.merge_and_unload()
     assert not any(isinstance(m, LoraLinear) for m in whole.modules())
     torch.testing.assert_close(whole(x), plain(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("adapter", ["default", "other"])
+def test_merged_for_writing_the_numbers_are_the_same_and_the_base_is_left_to_the_last_bit(adapter: str) -> None:
+    _, ours = made()
+    ours.set_adapter(adapter)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    expected = ours(x)
+    before = {name: p.clone() for name, p in ours.state_dict().items()}
+    with lora_linear.merged_for_writing(ours), torch.no_grad():
+        with patch.object(lora_linear._AddedOn, "apply", side_effect=AssertionError):
+            torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-12)
+        assert ours.state_dict().keys() == before.keys()
+    assert all(torch.equal(p, before[name]) for name, p in ours.state_dict().items())
+    assert torch.equal(ours(x), expected)
+
+
+@pytest.mark.parametrize("change", [disabled, merged, two])
+def test_where_no_single_adapter_is_at_work_nothing_is_merged_for_writing(change: Callable[[PeftModel], None]) -> None:
+    plain, ours = made()
+    for model in (plain, ours):
+        change(model)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    with lora_linear.merged_for_writing(ours):
+        assert all(m.summed is None for m in ours.modules() if isinstance(m, LoraLinear))
+        assert torch.equal(ours(x), plain(x))
+
+
+def test_half_precision_is_not_merged_for_writing() -> None:
+    """The sum would be rounded: what writes would not be what is trained."""
+    _, ours = made(torch.bfloat16)
+    with lora_linear.merged_for_writing(ours):
+        assert all(m.summed is None for m in ours.modules() if isinstance(m, LoraLinear))
+
+
+def test_after_an_error_while_writing_the_layers_are_two_again() -> None:
+    _, ours = made()
+    with pytest.raises(RuntimeError, match="shape"), lora_linear.merged_for_writing(ours):
+        ours(torch.randn(3, 7, dtype=torch.float64))
+    assert ours.base_model.model.first.summed is None
