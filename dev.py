@@ -1,7 +1,7 @@
 """Set up and run Rankwise with nothing but Python 3.11 or newer.
 
     python3 dev.py serve [app.py's flags]     the app, on sample data the first time
-    python3 dev.py test [pytest's flags]      the tests (-n auto --dist loadfile: in one process a core)
+    python3 dev.py test [pytest's flags]      the tests; without flags all, in one process a core
     python3 dev.py check                      lint, types and import rules
     python3 dev.py install                    only the set-up
 
@@ -24,6 +24,11 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin/python"
 STAMP = VENV / "installed.txt"
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
+ALL_TESTS = (
+    *("--numprocesses", "auto", "--maxprocesses", "8"),
+    *("--dist", "loadfile", "--no-loadscope-reorder"),
+    *("--durations", "20"),
+)
 CHECKS = (
     ("ruff", "format", "--check", "."),
     ("ruff", "check", "."),
@@ -48,7 +53,7 @@ def main(arguments: list[str]) -> int:
     if verb == "serve":
         become(str(ROOT / "app.py"), *rest)
     if verb == "test":
-        become("-m", "pytest", *rest)
+        become("-m", "pytest", *(rest or ALL_TESTS))
     if verb == "check":
         return max(check(*command) for command in CHECKS)
     return 0

@@ -18,6 +18,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker, and what it starts, has 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For workers, files with slow tests come first: the short ones then fill what is left, and all end together."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def postgres_url() -> str:
     """The PostgreSQL that DATABASE_URL names."""

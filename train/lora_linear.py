@@ -7,8 +7,6 @@ library's but for rounding, and so is the module: what it cannot do is left to t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,28 +18,22 @@ from torch.autograd.function import once_differentiable
 class LoraLinear(Linear):
     """`peft`'s layer. With one plain adapter at work, in the numbers of the base, it is computed by `_AddedOn`."""
 
-    summed: Tensor | None = None
-    """Base and adapter as one matrix, while `merged_for_writing` is at work."""
-
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        base: Any = self.base_layer
-        if self.summed is not None:
-            return nn.functional.linear(x, self.summed, base.bias)
         adapter = None if args or options else self._plain_adapter(x)
         if adapter is None:
             return super().forward(x, *args, **options)
         weights = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        rows = x.reshape(-1, x.shape[-1])
+        base, rows = self.base_layer, x.reshape(-1, x.shape[-1])
         y: Tensor = _AddedOn.apply(  # type: ignore[no-untyped-call]
             rows, base.weight, base.bias, *weights, self.scaling[adapter]
         )
         return y.view(*x.shape[:-1], -1)  # made out here: models may write into it
 
     def sum_of_both(self) -> Tensor | None:
-        """W + scale · BA (out, in); None where no plain adapter is at work, or not on a CPU in full precision."""
+        """W + scale · BA (out, in), a new tensor; None where it is not one plain adapter that is at work."""
         weight: Any = self.base_layer.weight
         name = self._plain_adapter(weight)
-        if name is None or weight.device.type != "cpu" or torch.finfo(weight.dtype).bits < 32:
+        if name is None:
             return None
         found: Tensor = weight.addmm(self.lora_B[name].weight, self.lora_A[name].weight, alpha=self.scaling[name])
         return found
@@ -66,25 +58,6 @@ def add_on(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is Linear and type(module.base_layer) is nn.Linear and not module.fan_in_fan_out:
             module.__class__ = LoraLinear  # the same module, so that all that was registered with it stays
-
-
-@contextmanager
-def merged_for_writing(model: nn.Module) -> Iterator[None]:
-    """Inside, without gradients, each layer is one product: a token is written on a CPU in a quarter less time.
-
-    For the adapter that is at work when it begins. The sums stand beside the base's weights, which stay as they are:
-    what is added to them cannot be taken off again to the last bit. Where that memory is dear (a GPU), or the sum
-    would be rounded to half the digits, layers stay two.
-    """
-    layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
-    try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.summed = layer.sum_of_both()
-        yield
-    finally:
-        for layer in layers:
-            layer.summed = None
 
 
 class _AddedOn(torch.autograd.Function):

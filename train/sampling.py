@@ -28,7 +28,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from train.lora_linear import merged_for_writing
+from train.decoding import fast_decoding
 from train.progress import clock
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def sample_all(
     bar = tqdm(total=len(draws), unit="response", file=sys.stderr, disable=quiet or None)
     began = time.monotonic()
     own = _settings(model, stops=stops, max_new_tokens=config.max_new_tokens)
-    with merged_for_writing(model), own as settings, bar:
+    with fast_decoding(model), own as settings, bar:
         for start in range(0, len(draws), config.batch_size):
             batch = draws[start : start + config.batch_size]
             chosen = _chance([d.seed for d in batch], model=model, config=config)

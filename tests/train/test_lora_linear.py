@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 
+from tests.train.two_layers import disabled, made, merged, two
 from train import lora_linear
-from train.lora_linear import LoraLinear, add_on
-from train.models import known_warnings
-
-
-class Two(nn.Module):
-    """Two layers, one with a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 4, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.tanh(self.first(x)))
-
-
-def made(dtype: torch.dtype = torch.float64, **options: Any) -> tuple[PeftModel, PeftModel]:
-    """The library's, and the same with ours."""
-    torch.manual_seed(1)
-    config = LoraConfig(**{"r": 3, "lora_alpha": 12, "target_modules": ["first", "second"], **options})
-    with known_warnings():
-        plain = get_peft_model(Two().to(dtype), config)
-        if config.bias == "none":  # peft allows one adapter with biases alone
-            plain.add_adapter("other", config)
-    for name, p in plain.named_parameters():
-        if "lora_" in name:
-            p.data = torch.randn(p.shape, dtype=dtype)
-    ours = copy.deepcopy(plain)
-    add_on(ours)
-    assert sum(type(m) is LoraLinear for m in ours.modules()) == len(config.target_modules)
-    return plain, ours
+from train.lora_linear import LoraLinear
 
 
 def numbers(model: PeftModel, x: Tensor) -> dict[str, Tensor]:
@@ -88,18 +59,6 @@ def test_a_frozen_adapter_lets_the_gradient_through_and_gets_none() -> None:
     x = torch.randn(3, 6, dtype=torch.float64)
     assert set(numbers(ours, x)) == {"x", "y"}
     torch.testing.assert_close(numbers(ours, x)["x"], numbers(plain, x)["x"], rtol=1e-12, atol=1e-12)
-
-
-def disabled(model: PeftModel) -> None:
-    model.base_model.disable_adapter_layers()
-
-
-def merged(model: PeftModel) -> None:
-    model.merge_adapter()
-
-
-def two(model: PeftModel) -> None:
-    model.base_model.set_adapter(["default", "other"])
 
 
 @pytest.mark.parametrize("change", [disabled, merged, two])
@@ -153,43 +112,3 @@ def test_a_merged_and_unloaded_model_is_plain_again() -> None:
     whole = ours.merge_and_unload()
     assert not any(isinstance(m, LoraLinear) for m in whole.modules())
     torch.testing.assert_close(whole(x), plain(x), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("adapter", ["default", "other"])
-def test_merged_for_writing_the_numbers_are_the_same_and_the_base_is_left_to_the_last_bit(adapter: str) -> None:
-    _, ours = made()
-    ours.set_adapter(adapter)
-    x = torch.randn(3, 6, dtype=torch.float64)
-    expected = ours(x)
-    before = {name: p.clone() for name, p in ours.state_dict().items()}
-    with lora_linear.merged_for_writing(ours), torch.no_grad():
-        with patch.object(lora_linear._AddedOn, "apply", side_effect=AssertionError):
-            torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-12)
-        assert ours.state_dict().keys() == before.keys()
-    assert all(torch.equal(p, before[name]) for name, p in ours.state_dict().items())
-    assert torch.equal(ours(x), expected)
-
-
-@pytest.mark.parametrize("change", [disabled, merged, two])
-def test_where_no_single_adapter_is_at_work_nothing_is_merged_for_writing(change: Callable[[PeftModel], None]) -> None:
-    plain, ours = made()
-    for model in (plain, ours):
-        change(model)
-    x = torch.randn(3, 6, dtype=torch.float64)
-    with lora_linear.merged_for_writing(ours):
-        assert all(m.summed is None for m in ours.modules() if isinstance(m, LoraLinear))
-        assert torch.equal(ours(x), plain(x))
-
-
-def test_half_precision_is_not_merged_for_writing() -> None:
-    """The sum would be rounded: what writes would not be what is trained."""
-    _, ours = made(torch.bfloat16)
-    with lora_linear.merged_for_writing(ours):
-        assert all(m.summed is None for m in ours.modules() if isinstance(m, LoraLinear))
-
-
-def test_after_an_error_while_writing_the_layers_are_two_again() -> None:
-    _, ours = made()
-    with pytest.raises(RuntimeError, match="shape"), lora_linear.merged_for_writing(ours):
-        ours(torch.randn(3, 7, dtype=torch.float64))
-    assert ours.base_model.model.first.summed is None

@@ -1,0 +1,76 @@
+"""Responses on a CPU, token by token: each step multiplies every matrix of the model with a few rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.lora_linear import LoraLinear
+
+FEW = 32
+"""Up to so many rows W x' is the faster product, measured: 2 to 3 times with 4 rows, 1.3 to 2 with 8 and 16."""
+
+
+@contextmanager
+def fast_decoding(model: nn.Module) -> Iterator[None]:
+    """Inside, without gradients, tokens take a fifth (8 rows) to half (2) less time on a CPU in full precision.
+
+    A layer and the adapter that is at work when this begins are one matrix. It stands beside the base's weights, which
+    stay as they are: what is added to them could not be taken off again to the last bit. Elsewhere nothing changes:
+    on a GPU that memory is dear, and in half precision the sum would be rounded.
+    """
+    changed: list[nn.Module] = []
+    try:
+        with torch.no_grad():
+            for layer in model.modules():
+                if type(layer) is LoraLinear and _is_full_on_cpu(layer.base_layer.weight):
+                    changed += _sum_up(layer)
+                elif type(layer) is nn.Linear and _is_full_on_cpu(layer.weight):
+                    layer.__class__ = _FewRows
+                    changed.append(layer)
+        yield
+    finally:
+        for layer in changed:
+            plain: Any = LoraLinear if isinstance(layer, _Summed) else nn.Linear
+            layer.__class__ = plain
+            vars(layer).pop("summed", None)
+
+
+def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`nn.functional.linear`; x (..., in), weight (out, in), bias (out,), returns (..., out)."""
+    rows = x.reshape(-1, x.shape[-1])
+    if not 1 < len(rows) <= FEW:
+        return nn.functional.linear(x, weight, bias)
+    y = (weight @ rows.t()).t().contiguous()
+    return (y if bias is None else y.add_(bias)).view(*x.shape[:-1], -1)
+
+
+class _FewRows(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return few_rows(x, self.weight, self.bias)
+
+
+class _Summed(LoraLinear):
+    summed: Tensor
+    """W + scale · BA."""
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        bias: Any = self.base_layer.bias
+        return few_rows(x, self.summed, bias)
+
+
+def _sum_up(layer: LoraLinear) -> list[LoraLinear]:
+    """The layer, where one adapter is at work that can be added to its matrix."""
+    if (both := layer.sum_of_both()) is None:
+        return []
+    layer.__class__ = _Summed
+    layer.summed = both
+    return [layer]
+
+
+def _is_full_on_cpu(weight: Any) -> bool:
+    return weight.device.type == "cpu" and torch.finfo(weight.dtype).bits >= 32
