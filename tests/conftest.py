@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker, and what it starts, has 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For workers, files with slow tests come first: the short ones then fill what is left, and all end together."""
+    """For workers, files with slow tests come first: the short ones fill what is left."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from data.errors import BadInput
 from train.files import sha256_of
 from train.processes import on_main
-from train.sampling import Sample, Sampling, _Draw, _draws, cut_at_eos
+from train.sampling import Draw, Sample, Sampling, cut_at_eos, draws_of
 
 _TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 """Seconds; a response may wait until others are written."""
@@ -65,7 +65,7 @@ class ServerEngine:
         Raises BadInput where an answer is not what was asked for.
         """
         self._served = on_main(lambda: self._served)
-        draws = _draws(prompts, config=config, first=0)
+        draws = draws_of(prompts, config=config, first=0)
         written = asyncio.run(self._write_all(prompts, draws, config=config))
         found: list[list[Sample]] = [[] for _ in prompts]
         for draw, ids in zip(draws, written, strict=True):
@@ -73,13 +73,13 @@ class ServerEngine:
         return found
 
     async def _write_all(
-        self, prompts: Sequence[Sequence[int]], draws: Sequence[_Draw], *, config: Sampling
+        self, prompts: Sequence[Sequence[int]], draws: Sequence[Draw], *, config: Sampling
     ) -> list[list[int]]:
         turns = asyncio.Semaphore(config.batch_size)
         limits = httpx.Limits(max_connections=config.batch_size)
         async with httpx.AsyncClient(trust_env=False, timeout=_TIMEOUT, limits=limits) as client:
 
-            async def one(draw: _Draw) -> list[int]:
+            async def one(draw: Draw) -> list[int]:
                 async with turns:
                     body = self._request(prompts[draw.place], seed=draw.seed, config=config)
                     return self._ids(await self._ask(client, body), most=config.max_new_tokens)

@@ -63,7 +63,7 @@ class Sample(NamedTuple):
     ids: tuple[int, ...] = ()
 
 
-class _Draw(NamedTuple):
+class Draw(NamedTuple):
     """One response to write: to the prompt at `place`, with the chance of `seed`."""
 
     place: int
@@ -84,7 +84,7 @@ def sample_all(
     `first`: the number of a prompt's first response; two calls whose numbers do not meet draw independently. The
     model's own generation settings and torch's random state are left as they were. `quiet`: no bar, no lines.
     """
-    draws = _draws(prompts, config=config, first=first)
+    draws = draws_of(prompts, config=config, first=first)
     stops = stop_tokens(tokenizer, model)
     found: list[list[Sample]] = [[] for _ in prompts]
     bar = tqdm(total=len(draws), unit="response", file=sys.stderr, disable=quiet or None)
@@ -105,7 +105,7 @@ def sample_all(
     return found
 
 
-def _draws(prompts: Sequence[Sequence[int]], *, config: Sampling, first: int) -> list[_Draw]:
+def draws_of(prompts: Sequence[Sequence[int]], *, config: Sampling, first: int) -> list[Draw]:
     """All responses to write, those to the longest prompts first: what does not fit in memory fails at once."""
     earlier: Counter[tuple[int, ...]] = Counter()  # a prompt that comes twice gets other responses the second time
     draws = []
@@ -114,7 +114,7 @@ def _draws(prompts: Sequence[Sequence[int]], *, config: Sampling, first: int) ->
         for number in range(first + earlier[key], first + earlier[key] + config.samples):
             text = f"{config.seed} {number} {' '.join(map(str, key))}"
             seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1  # a signed 64-bit number
-            draws.append(_Draw(place, seed))
+            draws.append(Draw(place, seed))
         earlier[key] += config.samples
     return sorted(draws, key=lambda d: len(prompts[d.place]), reverse=True)
 

@@ -207,6 +207,7 @@ def whole(kind: str, tiny: Path, ranked: Path, tmp_path_factory: pytest.TempPath
     return folder / "run"
 
 
+@pytest.mark.timeout(900)
 def test_a_stop_of_the_launcher_saves_once_and_a_resumed_run_ends_as_the_uninterrupted(
     kind: str, whole: Path, tiny: Path, ranked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,7 +222,7 @@ def test_a_stop_of_the_launcher_saves_once_and_a_resumed_run_ends_as_the_uninter
     assert process.returncode != 0
     status = read_status(run)
     assert (status.state, status.message) == ("stopped", "stopped by SIGTERM")
-    assert 2 <= checkpoint_step(run) < status.total_steps, "PPO's first row is an evaluation"
+    assert 3 - (kind == "ppo") <= checkpoint_step(run) < status.total_steps, "PPO's first row is an evaluation"
     assert [p.name for p in run.glob("checkpoint-*")] == [f"checkpoint-{checkpoint_step(run)}"]
     assert "Traceback" not in (run / "log.txt").read_text()
 
