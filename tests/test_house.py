@@ -105,7 +105,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, demo_workspace: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_commands_of_the_guides_run(workshop: Path) -> None:
     """As printed, but trainings and generations are cut short."""
     done: set[str] = set()
