@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from train.lora_linear import LoraLinear
 
 FEW = 32
-"""Up to so many rows W x' is the faster product: 2 times with 2 and 4, 1.3 with 8 and 16, 1.2 with 32; not with 64."""
+"""Up to so many rows W x' is the faster product: 2 times with 2 and 4, 1.3 with 8 and 16, 1.2 with 32; not with 64.
+
+Measured in float32 with torch 2.13 on an AMD EPYC."""
 
 
 @contextmanager

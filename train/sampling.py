@@ -89,8 +89,11 @@ def sample_all(
     found: list[list[Sample]] = [[] for _ in prompts]
     bar = tqdm(total=len(draws), unit="response", file=sys.stderr, disable=quiet or None)
     began = time.monotonic()
-    own = _settings(model, stops=stops, max_new_tokens=config.max_new_tokens)
-    with fast_decoding(model), own as settings, bar:
+    with (
+        fast_decoding(model),
+        _settings(model, stops=stops, max_new_tokens=config.max_new_tokens) as settings,
+        bar,
+    ):
         for start in range(0, len(draws), config.batch_size):
             batch = draws[start : start + config.batch_size]
             chosen = _chance([d.seed for d in batch], model=model, config=config)
