@@ -37,6 +37,11 @@ class Tree:
         """The place of each response's first token, and, last, the one after the tree."""
         return list(accumulate(self.responses, initial=self.start + self.prompt))
 
+    @property
+    def parts(self) -> list[int]:
+        """Lengths of what is cut apart: the prompt, then each response; a single response is not cut off its prompt."""
+        return [self.prompt, *self.responses] if len(self.responses) > 1 else [self.prompt + self.responses[0]]
+
     def places(self, number: int) -> Tensor:
         """Where the tokens of prompt and response `number` (from 0) stand in the row."""
         start, stop = self.starts[number : number + 2]
@@ -87,24 +92,20 @@ def attend(
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     run = partial(scaled_dot_product_attention, scale=options.get("scaling"), enable_gqa=shared)
     window: int | None = options.get("sliding_window")
+    # One split, not slices: its gradients are laid end to end, theirs each filled up with zeros and added.
+    lengths = [length for tree in trees.trees for length in tree.parts]
+    pieces = zip(*(torch.split(states, lengths, dim=2) for states in (query, key, value)), strict=True)
     parts = []
     for tree in trees.trees:
-        k, v, q = (states[:, :, tree.start : tree.starts[-1]] for states in (key, value, query))
-        if len(tree.responses) == 1:  # no branch: plain causal attention
+        q, k, v = next(pieces)
+        if q.shape[2]:
             parts.append(_attend_causally(run, q, k, v, trees=trees, window=window))
-            continue
-        start = tree.prompt
-        if start:
-            parts.append(
-                _attend_causally(run, q[:, :, :start], k[:, :, :start], v[:, :, :start], trees=trees, window=window)
-            )
-        for length in tree.responses:
-            own = slice(start, start + length)
+        for length in tree.parts[1:]:
             seen = trees.mask(prompt=tree.prompt, length=length, window=window, device=query.device)
-            keys, values = (torch.cat([s[:, :, : tree.prompt], s[:, :, own]], dim=2) for s in (k, v))
-            parts.append(run(q[:, :, own], keys, values, attn_mask=seen))
-            start += length
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+            own, *others = next(pieces)
+            keys, values = (torch.cat(both, dim=2) for both in zip((k, v), others, strict=True))
+            parts.append(run(own, keys, values, attn_mask=seen))
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
 
 
 def _attend_causally(
