@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from transformers import PreTrainedTokenizerBase
+from transformers import Lfm2Config, Lfm2ForCausalLM, PreTrainedTokenizerBase
 
+from tests.train.families import FAMILIES, GROUPED, WINDOW, folder
 from train.command_configs import GenerateConfig
 from train.models import known_warnings, load_causal, load_tokenizer, resolve
 from train.sampling import _chance, cut_at_eos, sample_all
@@ -35,6 +36,41 @@ def test_the_batch_does_not_show_in_what_is_written(changes: dict, model: Any, t
     assert sample_all(model, tokenizer, PROMPTS, config=config(batch_size=3, **changes)) == together
     assert sample_all(model, tokenizer, PROMPTS[::-1], config=config(**changes)) == together[::-1]
     assert [sample_all(model, tokenizer, [p], config=config(**changes))[0] for p in PROMPTS] == together
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_responses_to_one_prompt_share_what_is_computed_of_it(
+    family: str, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = resolve(str(folder(family, tmp_path)), workspace=tmp_path)
+    model = load_causal(source, dtype=torch.float64)
+    prompts = [[1, *range(50, 50 + WINDOW + 6)], [1, 60, 61]]  # one is longer than a window, one is padded
+    computed: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, given: computed.append(given[0].numel()))
+    together = sample_all(model, tokenizer, prompts, config=config(samples=3, batch_size=6, max_new_tokens=20))
+    assert computed[0] == 2 * (len(prompts[0]) - 1), "two prompts, not six, but for their last tokens"
+    assert set(computed[1:]) == {6}
+    alone = [
+        [*sample_all(model, tokenizer, [p], config=config(samples=1, max_new_tokens=20), first=n)[0]]
+        for p in prompts
+        for n in range(3)
+    ]
+    assert [s for own in together for s in own] == [s for own in alone for s in own]
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_a_model_that_keeps_something_else_than_keys_and_values_reads_each_prompt_anew(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    torch.manual_seed(0)
+    layers = ["conv", "full_attention"]
+    model = Lfm2ForCausalLM(Lfm2Config(**GROUPED, layer_types=layers, block_multiple_of=8)).double().eval()
+    prompts = [[1, 50, 51, 52], [1, 60, 61, 62]]
+    computed: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, given: computed.append(given[0].numel()))
+    together = sample_all(model, tokenizer, prompts, config=config(batch_size=4))
+    assert computed[0] == 4 * 4
+    assert together == sample_all(model, tokenizer, prompts, config=config(batch_size=1))
 
 
 def test_samples_and_seeds_differ_and_more_samples_keep_the_first_ones(model: Any, tokenizer: Any) -> None:
