@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.train.two_layers import disabled, made, merged, two
-from train.decoding import FEW, fast_decoding, few_rows
+from train.decoding import FEW, fast_decoding, few_rows, is_amd
 from train.lora_linear import LoraLinear, add_on
 from train.models import known_warnings
 from train.sampling import sample_all
@@ -28,12 +28,29 @@ def layers(model: nn.Module) -> list[type]:
 
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 6), (3, 1, 6), (2, 4, 6), (FEW, 1, 6), (FEW + 1, 6), (0, 6)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_product_of_few_rows_is_the_product(shape: tuple[int, ...], biased: bool) -> None:
+@pytest.mark.parametrize("amd", [False, True])
+def test_a_product_of_few_rows_is_the_product(
+    shape: tuple[int, ...], biased: bool, amd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.decoding.is_amd", lambda: amd)
     bias = torch.randn(5, dtype=torch.float64) if biased else None
     x, weight = torch.randn(shape, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
     y = few_rows(x, weight, bias)
     torch.testing.assert_close(y, nn.functional.linear(x, weight, bias), **EXACT)
     assert y.is_contiguous()
+
+
+@pytest.mark.parametrize(("told", "amd"), [("AuthenticAMD", True), ("GenuineIntel", False), (None, False)])
+def test_the_system_says_whose_cpu_it_is(
+    told: str | None, amd: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    if told:
+        file.write_text(f"processor\t: 0\nvendor_id\t: {told}\n")
+    monkeypatch.setattr("train.decoding.CPUINFO", file)
+    is_amd.cache_clear()
+    assert is_amd() == amd
+    is_amd.cache_clear()
 
 
 @pytest.mark.parametrize("adapter", ["default", "other"])
