@@ -1,11 +1,13 @@
 """Seconds, memory and reward of a PPO update beside TRL's PPOTrainer, and our memory beside our own SFT's.
 
 One update is a batch of responses, written, scored, and learned from four times. Both sides have the same model, policy
-adapters, reward model, prompts and numbers, in float32 on the CPU; every response is as long as it may be, for TRL's
-responses have no end of their own by default. They update turn by turn, each in a process of its own, the peer with the
-sizes of batches that it is fastest with and nothing recomputed. TRL trains the whole value model, as in its own
-example; --peer-critic lora gives it adapters there, too. `gradient`: one pass over the same responses from the same
-weights must give the same gradient in both, or nothing here would mean anything.
+adapters, reward model, prompts and numbers, in float32 on the CPU. Prompts are made up, of half to all of P tokens, and
+every response is as long as it may be, for TRL's have no end of their own by default; with --prompts they are people's,
+of up to P tokens, and a response ends where the model ends it (TRL's stop_token="eos"). The sides update turn by turn,
+each in a process of its own, the peer with the sizes of batches that it is fastest with and nothing recomputed. TRL
+trains the whole value model, as in its own example; --peer-critic lora gives it adapters there, too. `gradient`: one
+pass over the same responses from the same weights must give the same gradient in both, or nothing here would mean
+anything.
 
 Of the table, `ratio` is peer over ours in seconds, `memory` our peak over the peer's, `lean` our peak over the peer's
 with one response at a time, `of SFT` our peak over that of our SFT with as many tokens a step. The rewards are those of
@@ -106,6 +108,7 @@ class Comparison:
             "updates": options.warmups + options.updates,
             "learning_rate": options.learning_rate,
             "peer_critic": options.peer_critic,
+            "prompts_file": options.prompts and str(Path(options.prompts).resolve()),
             "common": folder,
             "gradient": str(Path(folder, "gradient.safetensors")),
         }
@@ -181,6 +184,8 @@ def measured(case: PpoCase, options: argparse.Namespace) -> dict[str, Any]:
         lean = turned.peaks["peer"]
         if tuned["peer_micro_batch"] > 1:
             lean = comparison.take_turns("peer_lean", updates=1).peaks["peer_lean"]
+        written = statistics.median(step["response_tokens"] for step in turned.steps["ours"])
+        comparison.work["written_per_prompt"] = round(written / case.prompts)
         plain = comparison.take_turns("sft")
     warm = {name: steps[comparison.warmups :] for name, steps in {**turned.steps, **plain.steps}.items()}
     seconds = {name: statistics.median(step["seconds"] for step in steps) for name, steps in warm.items()}
@@ -203,6 +208,7 @@ def measured(case: PpoCase, options: argparse.Namespace) -> dict[str, Any]:
         **compared,
         "layout": turned.said["ours"]["layout"],
         "peer_critic": options.peer_critic,
+        "prompts_file": Path(options.prompts).name,
         "peer_versions": turned.said["peer"]["versions"],
         **tuned,
         "warmups": options.warmups,
@@ -304,6 +310,9 @@ def _options(flags: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer-sizes", type=read_sizes, metavar="LEARNED,WRITTEN", help="instead of its fastest")
     parser.add_argument(
         "--cases", type=read_case, nargs="+", metavar="B,K,P,R", help="prompts, responses to each, tokens"
+    )
+    parser.add_argument(
+        "--prompts", default="", metavar="FILE", help="real ones, as `python -m train generate` reads them"
     )
     parser.add_argument("--updates", type=_positive, help="updates timed (3)")
     parser.add_argument("--warmups", type=_positive, default=1, help="updates before them that are not timed (1)")

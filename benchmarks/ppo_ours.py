@@ -101,7 +101,7 @@ def sft(turns: Turns) -> None:
     )
     groups = []
     for number, prompt in enumerate(p for step in range(1, work.updates + 1) for p in work.batch(step)):
-        written = random.Random(number).choices(work.letters, k=work.case["samples"] * work.case["r"])  # noqa: S311
+        written = random.Random(number).choices(work.letters, k=turns.work["written_per_prompt"])  # noqa: S311
         groups.append(Group(f"made-{number}", ((*prompt.ids, *written),), (0,), shared=len(prompt.ids)))
     set_seed(config.seed)
     model = new_policy(work.source, lora_r=config.lora_r, lora_alpha=config.lora_alpha, dtype=torch.float32)
@@ -139,7 +139,11 @@ class _MadeTraining(PpoTraining):
         run = Run.create(config.output, stage="ppo", config={})
         super().__init__(config, inputs, accelerator=Accelerator(cpu=True), run=run, interrupt=Interrupt())
         assert self.parts.optimizer.defaults["eps"] == ADAM_EPSILON
-        endless = load_tokenizer(work.source)
+        if not work.file:
+            self._write_to_the_end()
+
+    def _write_to_the_end(self) -> None:
+        endless = load_tokenizer(self.work.source)
         endless.add_special_tokens({"eos_token": NEVER})
         self.roles.base.generation_config.eos_token_id = endless.eos_token_id
         self.engine = _FullLength(replace(self.engine, tokenizer=endless))

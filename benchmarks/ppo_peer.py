@@ -155,8 +155,12 @@ class Watch:
     def _written(self, model: Any, queries: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         self._marks = [time.perf_counter()]  # until now it may have waited for its turn
         sequences, logits = self._generate(model, queries, *others)
-        pad = self.trainer.processing_class.pad_token_id
-        self.tokens = int((sequences[:, queries.shape[1] :] != pad).sum())
+        responses = sequences[:, queries.shape[1] :]
+        stop = self.trainer.stop_token_id
+        ended = torch.zeros_like(responses, dtype=torch.bool) if stop is None else responses == stop
+        self.tokens = int(
+            (ended.cumsum(1) - ended.long() == 0).sum()
+        )  # what comes after an end is written, and cut off
         self._marks.append(time.perf_counter())
         return sequences, logits
 
@@ -216,7 +220,7 @@ def _trainer(
         local_rollout_forward_batch_size=written,
         total_episodes=updates * batch,
         response_length=settings["max_new_tokens"],
-        stop_token=None,  # every response is as long as asked
+        stop_token="eos" if work["prompts_file"] else None,  # without, every response is as long as asked
         missing_eos_penalty=None,
         num_sample_generations=0,
         gradient_checkpointing=False,

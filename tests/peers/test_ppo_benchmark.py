@@ -42,7 +42,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(model: Path, tmp_path: Path) -> Work:
     case = {"prompts": 3, "samples": 2, "p": 10, "r": 6}
     given = {"case": case, "folder": tmp_path, "common": tmp_path, "updates": 2, "threads": 1, "learning_rate": 3e-5}
-    return Work({**given, "model": str(model), "workspace": str(tmp_path)})
+    return Work({**given, "model": str(model), "workspace": str(tmp_path), "prompts_file": ""})
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten prompts of 1 to 10 bytes each, one of them twice, and a longer one."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(["a" * n for n in range(1, 11)] + ["aa", "b" * 300]) + "\n")
+    return path
 
 
 def test_a_case_is_prompts_samples_and_two_lengths() -> None:
@@ -84,6 +92,16 @@ def test_made_prompts_have_half_to_all_of_the_longest_length_and_no_special_toke
     assert [len(r) for r in work.made_responses()] == [6] * 6
 
 
+def test_real_prompts_differ_and_fit(work: Work, prompts_file: Path) -> None:
+    work.file, work.case["p"] = str(prompts_file), 200
+    batches = work.read_prompts(3)
+    flat = [tuple(ids) for batch in batches for ids in batch]
+    assert [len(batch) for batch in batches] == [3, 3, 3] and len(set(flat)) == 9
+    assert batches == work.read_prompts(3)
+    with pytest.raises(BadInput, match="10 different prompts of at most 200 tokens, and 12 are needed"):
+        work.read_prompts(4)
+
+
 def test_the_peers_whole_reward_model_gives_what_our_adapter_gives(work: Work) -> None:
     from train.models import resolve
     from train.rewards import load_reward_model
@@ -123,3 +141,17 @@ def test_both_trainers_take_the_same_step_and_write_as_much(model: Path, critic:
     assert case["reward_start_ours"] == case["rewards_ours"][0] != case["reward_end_ours"]
     assert [row["micro_batch"] for row in case["peer_sweep"]] == [1, 2]
     assert case["peer_versions"]["trl"] == "1.12.0"
+
+
+@needs_peer
+@pytest.mark.peers
+@pytest.mark.timeout(1200)
+def test_with_real_prompts_responses_end_where_the_model_ends_them(model: Path, prompts_file: Path) -> None:
+    flags = ("--cases", "4,2,200,60", "--updates", "1", "--peer-sizes", "2,8", "--prompts", str(prompts_file), "--json")
+    ran = benchmark("--model", str(model), "--peer-python", PEER, *flags)
+    assert ran.returncode == 0, ran.stderr
+    (case,) = json.loads(ran.stdout.splitlines()[-1])["cases"]
+    assert case["prompts_file"] == "prompts.txt"
+    assert 0 < case["max_grad_rel_err"] < 1e-4
+    for side in ("ours", "peer"):
+        assert all(8 <= tokens < 4 * 2 * 60 for tokens in case[f"response_tokens_{side}"])
