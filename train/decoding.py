@@ -16,8 +16,8 @@ from train.lora_linear import LoraLinear
 CPUINFO = Path("/proc/cpuinfo")
 FEW = 32
 """Up to so many rows W x' is the faster product on an AMD CPU: 2 times with 2 and 4, 1.3 with 8 and 16, 1.2 with 32;
-not with 64. On an Intel CPU x W' is faster or as fast with any number. (torch 2.13 in float32; an EPYC with AVX2, a Xeon
-with AVX-512)"""
+not with 64. On an Intel CPU x W' is faster or as fast with any number. (torch 2.13 in float32, on an EPYC with AVX2 and
+a Xeon with AVX-512.)"""
 
 
 @contextmanager
