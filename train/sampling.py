@@ -7,7 +7,6 @@ where two tokens are as good as equal.)
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import sys
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -29,9 +27,9 @@ from transformers import (
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from train.decoding import fast_decoding
+from train.kv_cache import new_cache, read_once
 from train.progress import clock
 
 log = logging.getLogger(__name__)
@@ -135,7 +133,9 @@ def _write(
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in places], device=at)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in places], device=at)
     rows = torch.tensor([places[tuple(p)] for p in prompts], device=at)
-    cache = _read_once(model, ids, mask, rows=rows, settings=settings) if len(rows) > len(ids) and width > 1 else None
+    cache = new_cache(model)
+    if cache is not None and len(rows) > len(ids) and width > 1:
+        read_once(model, cache, ids, mask, rows=rows, settings=settings)
     written = model.generate(
         input_ids=ids[rows],
         attention_mask=mask[rows],
@@ -144,24 +144,6 @@ def _write(
         logits_processor=chosen,
     )
     return written[:, width:].tolist()  # type: ignore[no-any-return]
-
-
-def _read_once(
-    model: Any, ids: Tensor, mask: Tensor, *, rows: Tensor, settings: GenerationConfig
-) -> DynamicCache | None:
-    """The keys and values of each prompt but for its last token, computed once and handed to all `rows` that write to
-    it. None where a model keeps something else.
-
-    Shapes: `ids` and `mask` (prompts, width); `rows` (responses,), the prompt of each.
-    """
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
-        return None
-    once = copy.deepcopy(settings)
-    once.max_new_tokens = 1  # the library computes no prompt without a token after it; that one is left
-    model.generate(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], past_key_values=cache, generation_config=once)
-    cache.batch_select_indices(rows)
-    return cache
 
 
 def cut_at_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase, *, stops: Sequence[int]) -> Sample:
