@@ -84,7 +84,7 @@ def gradient_ours(turns: Turns) -> None:
 
 
 def sft(turns: Turns) -> None:
-    """Supervised fine-tuning, a step a turn: as many conversations as PPO has prompts, with as many tokens in each.
+    """Supervised fine-tuning, a step a turn: as many conversations as PPO has prompts, with as many tokens in all.
 
     A prompt's responses stand one after another as one; what PPO learns to write is learned here, too.
     """
@@ -118,11 +118,8 @@ def sft(turns: Turns) -> None:
     train_in_turns(turns, trainer)
 
 
-class _FullLength:
-    """Writes as `python -m train ppo` does, but nothing ends a response before its time, as in TRL by default.
-
-    Its last token is where it is scored, on both sides.
-    """
+class _ScoredAtTheLastToken:
+    """Writes as `python -m train ppo` does. A response that was cut is scored where it was cut, as in TRL."""
 
     def __init__(self, engine: RolloutEngine) -> None:
         self.engine = engine
@@ -132,21 +129,18 @@ class _FullLength:
 
 
 class _MadeTraining(PpoTraining):
-    """On the made prompts, update by update."""
+    """On the case's prompts, update by update."""
 
     def __init__(self, config: PpoConfig, inputs: Inputs, *, work: Work) -> None:
         self.work = work
         run = Run.create(config.output, stage="ppo", config={})
         super().__init__(config, inputs, accelerator=Accelerator(cpu=True), run=run, interrupt=Interrupt())
         assert self.parts.optimizer.defaults["eps"] == ADAM_EPSILON
-        if not work.file:
-            self._write_to_the_end()
-
-    def _write_to_the_end(self) -> None:
-        endless = load_tokenizer(self.work.source)
-        endless.add_special_tokens({"eos_token": NEVER})
-        self.roles.base.generation_config.eos_token_id = endless.eos_token_id
-        self.engine = _FullLength(replace(self.engine, tokenizer=endless))
+        tokenizer = load_tokenizer(work.source)
+        if not work.prompts_file:
+            tokenizer.add_special_tokens({"eos_token": NEVER})
+        self.roles.base.generation_config.eos_token_id = tokenizer.eos_token_id  # TRL knows no other end either
+        self.engine = _ScoredAtTheLastToken(replace(self.engine, tokenizer=tokenizer))
 
     def _prompts_of(self, step: int) -> list[Prompt]:
         return self.work.batch(step)
@@ -193,7 +187,7 @@ def _training(work: Work, config: PpoConfig) -> _MadeTraining:
 
 
 def _inputs(work: Work) -> Inputs:
-    """As `python -m train ppo` reads them, on the made prompts."""
+    """As `python -m train ppo` reads them, on the case's prompts."""
     reward = resolve(str(work.reward), workspace=work.folder)
     return Inputs(
         source=work.source,

@@ -37,7 +37,9 @@ def prepare(turns: Turns) -> None:
         make_reward_model(work)
         # The last update has the prompts of the first: there the rewards before and after are compared.
         different = max(work.updates - 1, 1)
-        batches = work.read_prompts(different) if work.file else [work.made_prompts(n) for n in range(different)]
+        batches = (
+            work.real_prompts(different) if work.prompts_file else [work.made_prompts(n) for n in range(different)]
+        )
         batches += batches[: work.updates - different]
         work.prompts.write_text(json.dumps(batches), encoding="utf-8")
         work.responses_file.write_text(json.dumps(work.made_responses()), encoding="utf-8")
@@ -62,7 +64,7 @@ class Work:
         self.case: dict[str, int] = given["case"]
         self.updates = int(given["updates"])
         self.learning_rate = float(given["learning_rate"])
-        self.file: str = given["prompts_file"]
+        self.prompts_file: str = given["prompts_file"]
         """Where real prompts stand, whose responses end where the model ends them; empty where they are made up."""
         self.folder = Path(given["folder"])
         common = Path(given["common"])
@@ -102,16 +104,16 @@ class Work:
         lengths = [longest, *(chance.randint(max(longest // 2, 1), longest) for _ in range(self.case["prompts"] - 1))]
         return [chance.choices(self.letters, k=length) for length in lengths]
 
-    def read_prompts(self, batches: int) -> list[list[list[int]]]:
+    def real_prompts(self, batches: int) -> list[list[list[int]]]:
         """Different prompts of the file, none longer than the case allows. Raises BadInput where there are too few."""
-        records = {r.prompt_hash: r for r in read_prompts(Path(self.file))}.values()
+        records = {r.prompt_hash: r for r in read_prompts(Path(self.prompts_file))}.values()
         encoded = [encode_prompt(self.tokenizer, r.prompt) for r in records]
         fitting = [ids for ids in encoded if len(ids) <= self.case["p"]]
         size = self.case["prompts"]
         if len(fitting) < batches * size:
             raise BadInput(
-                f"{self.file}: {len(fitting)} different prompts of at most {self.case['p']} tokens, and "
-                f"{batches * size} are needed. Ask for fewer prompts or --updates, or for longer ones."
+                f"{self.prompts_file}: {len(fitting)} different prompts of at most {self.case['p']} tokens, and "
+                f"{batches * size} are needed. Ask for fewer prompts or --updates, or raise P."
             )
         chosen = random.Random(0).sample(fitting, batches * size)  # noqa: S311 - data, not secrets
         return [chosen[n : n + size] for n in range(0, len(chosen), size)]
