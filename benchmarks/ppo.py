@@ -9,9 +9,9 @@ trains the whole value model, as in its own example; --peer-critic lora gives it
 pass over the same responses from the same weights must give the same gradient in both, or nothing here would mean
 anything.
 
-Of the table, `ratio` is peer over ours in seconds, `memory` our peak over the peer's, `lean` our peak over the peer's
-with one response at a time, `of SFT` our peak over that of our SFT with as many tokens a step. The rewards are those of
-the first and of the last update's responses, which have the same prompts.
+Of the table, `ratio` is peer over ours in seconds, `tok` the tokens that an update wrote, `memory` our peak over the
+peer's, `lean` our peak over the peer's with one response at a time, `of SFT` our peak over that of our SFT with as many
+tokens a step. The rewards are those of the first and of the last update's responses, which have the same prompts.
 
 TRL removed this trainer in 1.13.0. The last one lives in an environment of its own:
 
@@ -55,6 +55,8 @@ COLUMNS = {
     "seconds_ours": "ours s",
     "seconds_peer": "peer s",
     "ratio": "ratio",
+    "written_ours": "ours tok",
+    "written_peer": "peer tok",
     "peak_rss_ours": "ours MB",
     "peak_rss_peer": "peer MB",
     "memory_ratio": "memory",
@@ -70,7 +72,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class PpoCase:
-    """An update: `prompts` of up to `p` tokens with `samples` responses each, of `r` tokens."""
+    """An update: `prompts` of up to `p` tokens with `samples` responses each, of `r` tokens, real ones of up to `r`."""
 
     prompts: int
     samples: int
@@ -184,7 +186,7 @@ def measured(case: PpoCase, options: argparse.Namespace) -> dict[str, Any]:
         lean = turned.peaks["peer"]
         if tuned["peer_micro_batch"] > 1:
             lean = comparison.take_turns("peer_lean", updates=1).peaks["peer_lean"]
-        written = statistics.median(step["response_tokens"] for step in turned.steps["ours"])
+        written = max(step["response_tokens"] for step in turned.steps["ours"])  # the step that our peak is of
         comparison.work["written_per_prompt"] = round(written / case.prompts)
         plain = comparison.take_turns("sft")
     warm = {name: steps[comparison.warmups :] for name, steps in {**turned.steps, **plain.steps}.items()}
@@ -194,6 +196,7 @@ def measured(case: PpoCase, options: argparse.Namespace) -> dict[str, Any]:
         **{"B": case.prompts, "K": case.samples, "P": case.p, "R": case.r},
         **{f"seconds_{name}": round(own, 4) for name, own in seconds.items()},
         "ratio": round(seconds["peer"] / seconds["ours"], 3),
+        **{f"written_{name}": statistics.median(s["response_tokens"] for s in warm[name]) for name in ("ours", "peer")},
         **_phases(warm["ours"], "ours"),
         **_phases(warm["peer"], "peer"),
         "peak_rss_ours": ours,
@@ -251,6 +254,8 @@ def table(cases: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(name: str, value: float) -> str:
+    if name.startswith("written"):
+        return f"{value:.0f}"
     if name.startswith("peak_rss"):
         return f"{value / 1e6:.0f}"
     return f"{value:.1e}" if name == "max_grad_rel_err" else f"{value:.2f}"

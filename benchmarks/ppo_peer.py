@@ -36,6 +36,7 @@ from transformers import (
 )
 from transformers.utils import logging
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+from trl.trainer.utils import selective_log_softmax
 
 from benchmarks.callbacks import gradient_error, train_in_turns
 from benchmarks.cases import MICRO_BATCHES
@@ -158,9 +159,8 @@ class Watch:
         responses = sequences[:, queries.shape[1] :]
         stop = self.trainer.stop_token_id
         ended = torch.zeros_like(responses, dtype=torch.bool) if stop is None else responses == stop
-        self.tokens = int(
-            (ended.cumsum(1) - ended.long() == 0).sum()
-        )  # what comes after an end is written, and cut off
+        kept = ended.cumsum(1) - ended.long() == 0  # up to the first end, which counts
+        self.tokens = int(kept.sum())
         self._marks.append(time.perf_counter())
         return sequences, logits
 
@@ -190,6 +190,12 @@ def _given(responses: Tensor) -> Any:
         return sequences, logits / config.temperature
 
     return generation
+
+
+def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """TRL's. Where all responses written together end early they are filled up with [PAD], for which there is no logit;
+    TRL masks these places afterwards."""
+    return selective_log_softmax(logits, tokens.clamp(max=logits.shape[-1] - 1))
 
 
 def _set_sizes(trainer: PPOTrainer, *, micro_batch: int, written: int) -> None:
@@ -234,6 +240,7 @@ def _trainer(
         dataloader_pin_memory=False,
         **{**shared, "num_ppo_epochs": num_ppo_epochs or shared["num_ppo_epochs"]},
     )
+    ppo_trainer.selective_log_softmax = _log_probs
     prompts = _prompts(work)
     reward_model, value_model = _classifier(work), _value_model(work)
     trainer = PPOTrainer(

@@ -48,10 +48,13 @@ def fast_decoding(model: nn.Module) -> Iterator[None]:
             vars(layer).pop("summed", None)
 
 
-def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`nn.functional.linear`, the faster way round; x (..., in), weight (out, in), bias (out,), returns (..., out)."""
+def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None, *, turned: bool | None = None) -> Tensor:
+    """`nn.functional.linear`; x (..., in), weight (out, in), bias (out,), returns (..., out).
+
+    `turned`: whether a few rows are multiplied as W x'; by default where that is faster.
+    """
     rows = x.reshape(-1, x.shape[-1])
-    if not (1 < len(rows) <= FEW and is_amd()):
+    if not (1 < len(rows) <= FEW and (is_amd() if turned is None else turned)):
         return nn.functional.linear(x, weight, bias)
     y = (weight @ rows.t()).t().contiguous()
     return (y if bias is None else y.add_(bias)).view(*x.shape[:-1], -1)
@@ -72,10 +75,10 @@ class _Summed(LoraLinear):
 
 
 @cache
-def is_amd() -> bool:
+def is_amd(cpuinfo: Path = CPUINFO) -> bool:
     """Whether an AMD CPU multiplies here. False where the system does not say."""
     try:
-        return "AuthenticAMD" in CPUINFO.read_text(encoding="utf-8", errors="replace")
+        return "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
 

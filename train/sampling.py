@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from train.decoding import fast_decoding
-from train.kv_cache import new_cache, read_once
+from train.kv_cache import new_cache, prompts_read_once
 from train.progress import clock
 
 log = logging.getLogger(__name__)
@@ -133,9 +133,10 @@ def _write(
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in places], device=at)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in places], device=at)
     rows = torch.tensor([places[tuple(p)] for p in prompts], device=at)
-    cache = new_cache(model)
-    if cache is not None and len(rows) > len(ids) and width > 1:
-        read_once(model, cache, ids, mask, rows=rows, settings=settings)
+    if len(rows) > len(ids) and min(map(len, places)) > 1:
+        cache = prompts_read_once(model, ids=ids, mask=mask, rows=rows, settings=settings)
+    else:
+        cache = new_cache(model, room=int(settings.max_new_tokens))
     written = model.generate(
         input_ids=ids[rows],
         attention_mask=mask[rows],

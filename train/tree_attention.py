@@ -38,8 +38,8 @@ class Tree:
         return list(accumulate(self.responses, initial=self.start + self.prompt))
 
     @property
-    def parts(self) -> list[int]:
-        """Lengths of what is cut apart: the prompt, then each response; a single response is not cut off its prompt."""
+    def lengths(self) -> list[int]:
+        """Of what is cut apart: the prompt, then each response; a single response is not cut off its prompt."""
         return [self.prompt, *self.responses] if len(self.responses) > 1 else [self.prompt + self.responses[0]]
 
     def places(self, number: int) -> Tensor:
@@ -93,19 +93,19 @@ def attend(
     run = partial(scaled_dot_product_attention, scale=options.get("scaling"), enable_gqa=shared)
     window: int | None = options.get("sliding_window")
     # One split, not slices: its gradients are laid end to end, theirs each filled up with zeros and added.
-    lengths = [length for tree in trees.trees for length in tree.parts]
+    lengths = [length for tree in trees.trees for length in tree.lengths]
     pieces = zip(*(torch.split(states, lengths, dim=2) for states in (query, key, value)), strict=True)
-    parts = []
+    attended = []
     for tree in trees.trees:
         q, k, v = next(pieces)
         if q.shape[2]:
-            parts.append(_attend_causally(run, q, k, v, trees=trees, window=window))
-        for length in tree.parts[1:]:
+            attended.append(_attend_causally(run, q, k, v, trees=trees, window=window))
+        for length in tree.lengths[1:]:
             seen = trees.mask(prompt=tree.prompt, length=length, window=window, device=query.device)
             own, *others = next(pieces)
             keys, values = (torch.cat(both, dim=2) for both in zip((k, v), others, strict=True))
-            parts.append(run(own, keys, values, attn_mask=seen))
-    return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
+            attended.append(run(own, keys, values, attn_mask=seen))
+    return torch.cat([part.transpose(1, 2) for part in attended], dim=1), None
 
 
 def _attend_causally(

@@ -93,13 +93,13 @@ def test_made_prompts_have_half_to_all_of_the_longest_length_and_no_special_toke
 
 
 def test_real_prompts_differ_and_fit(work: Work, prompts_file: Path) -> None:
-    work.file, work.case["p"] = str(prompts_file), 200
-    batches = work.read_prompts(3)
+    work.prompts_file, work.case["p"] = str(prompts_file), 200
+    batches = work.real_prompts(3)
     flat = [tuple(ids) for batch in batches for ids in batch]
     assert [len(batch) for batch in batches] == [3, 3, 3] and len(set(flat)) == 9
-    assert batches == work.read_prompts(3)
+    assert batches == work.real_prompts(3)
     with pytest.raises(BadInput, match="10 different prompts of at most 200 tokens, and 12 are needed"):
-        work.read_prompts(4)
+        work.real_prompts(4)
 
 
 def test_the_peers_whole_reward_model_gives_what_our_adapter_gives(work: Work) -> None:
@@ -147,7 +147,7 @@ def test_both_trainers_take_the_same_step_and_write_as_much(model: Path, critic:
 @pytest.mark.peers
 @pytest.mark.timeout(1200)
 def test_with_real_prompts_responses_end_where_the_model_ends_them(model: Path, prompts_file: Path) -> None:
-    flags = ("--cases", "4,2,200,60", "--updates", "1", "--peer-sizes", "2,8", "--prompts", str(prompts_file), "--json")
+    flags = ("--cases", "4,2,200,60", "--updates", "1", "--peer-sizes", "2,2", "--prompts", str(prompts_file), "--json")
     ran = benchmark("--model", str(model), "--peer-python", PEER, *flags)
     assert ran.returncode == 0, ran.stderr
     (case,) = json.loads(ran.stdout.splitlines()[-1])["cases"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, LlamaConfig, MistralConfig
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tests.train.families import GROUPED
@@ -50,15 +51,13 @@ def test_it_holds_what_the_librarys_holds(change: Callable[[DynamicLayer], None]
                 change(layer)
 
 
-def test_rows_that_share_a_prompt_do_not_write_into_one_another() -> None:
-    """Rows are chosen with copies, and what was shown before is not written over."""
+def test_what_was_shown_is_not_written_over() -> None:
     layer = RoomyLayer()
-    layer.update(*states(4, rows=1))
-    before = layer.keys.clone()
-    layer.batch_select_indices(torch.tensor([0, 0]))
-    more = states(1, rows=2)
-    keys, _ = layer.update(*more)
-    assert torch.equal(keys[:, :, :4], before.expand(2, -1, -1, -1)) and torch.equal(keys[:, :, 4:], more[0])
+    shown, _ = layer.update(*states(5))
+    before = shown.clone()
+    layer.crop(-2)
+    layer.update(*states(2))
+    assert torch.equal(shown, before)
 
 
 def test_a_token_is_laid_down_once() -> None:
@@ -72,17 +71,17 @@ def test_a_token_is_laid_down_once() -> None:
     assert layer.keys.data_ptr() != first and layer.get_seq_length() == 7 + ROOM + 1
 
 
-class Named:
-    """No more of a model than is asked."""
-
-    def __init__(self, config: object) -> None:
-        self.config = config
+def test_room_is_kept_for_no_more_than_is_written() -> None:
+    layer = RoomyLayer(3)
+    layer.update(*states(7))
+    assert layer.keys.untyped_storage().nbytes() == 3 * 2 * (7 + 3) * 4 * 4
 
 
 def test_windows_are_left_to_the_library() -> None:
-    def kinds(config: object) -> set[type] | None:
-        cache = new_cache(Named(config))
-        return None if cache is None else {type(layer) for layer in cache.layers}
+    def kinds(model: Any) -> set[type]:
+        cache = new_cache(model)
+        assert cache is not None
+        return {type(layer) for layer in cache.layers}
 
-    assert kinds(LlamaConfig(**GROUPED)) == kinds(GPT2Config(n_layer=2)) == {RoomyLayer}
-    assert kinds(MistralConfig(**GROUPED, sliding_window=8)) == {DynamicSlidingWindowLayer}
+    assert kinds(LlamaForCausalLM(LlamaConfig(**GROUPED))) == {RoomyLayer}
+    assert kinds(MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=8))) == {DynamicSlidingWindowLayer}

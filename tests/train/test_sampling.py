@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from transformers import Lfm2Config, Lfm2ForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    PreTrainedTokenizerBase,
+)
 
 from tests.train.families import FAMILIES, GROUPED, WINDOW, folder
 from train.command_configs import GenerateConfig
@@ -39,9 +46,7 @@ def test_the_batch_does_not_show_in_what_is_written(changes: dict, model: Any, t
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_responses_to_one_prompt_share_what_is_computed_of_it(
-    family: str, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_responses_to_one_prompt_share_what_is_computed_of_it(family: str, tmp_path: Path, tokenizer: Any) -> None:
     source = resolve(str(folder(family, tmp_path)), workspace=tmp_path)
     model = load_causal(source, dtype=torch.float64)
     prompts = [[1, *range(50, 50 + WINDOW + 6)], [1, 60, 61]]  # one is longer than a window, one is padded
@@ -56,21 +61,32 @@ def test_responses_to_one_prompt_share_what_is_computed_of_it(
         for n in range(3)
     ]
     assert [s for own in together for s in own] == [s for own in alone for s in own]
-    assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Lfm2ForCausalLM(Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"], block_multiple_of=8)),
+        lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
+    ],
+)
 def test_a_model_that_keeps_something_else_than_keys_and_values_reads_each_prompt_anew(
-    tmp_path: Path, tokenizer: Any
+    made: Callable[[], Any], tokenizer: Any
 ) -> None:
     torch.manual_seed(0)
-    layers = ["conv", "full_attention"]
-    model = Lfm2ForCausalLM(Lfm2Config(**GROUPED, layer_types=layers, block_multiple_of=8)).double().eval()
+    model = made().double().eval()
     prompts = [[1, 50, 51, 52], [1, 60, 61, 62]]
     computed: list[int] = []
     model.get_input_embeddings().register_forward_pre_hook(lambda module, given: computed.append(given[0].numel()))
     together = sample_all(model, tokenizer, prompts, config=config(batch_size=4))
     assert computed[0] == 4 * 4
     assert together == sample_all(model, tokenizer, prompts, config=config(batch_size=1))
+
+
+def test_a_prompt_of_one_token_is_read_with_the_responses(model: Any, tokenizer: Any) -> None:
+    prompts = [[1, 50, 60], [7]]
+    together = sample_all(model, tokenizer, prompts, config=config())
+    assert together == [sample_all(model, tokenizer, [p], config=config())[0] for p in prompts]
 
 
 def test_samples_and_seeds_differ_and_more_samples_keep_the_first_ones(model: Any, tokenizer: Any) -> None:
