@@ -27,6 +27,18 @@ def quantization(dtype: torch.dtype, *, whole: Sequence[str] | None, device: tor
     )
 
 
+def stay_differentiable(model: nn.Module) -> None:
+    """Let no layer lay its weights out for inference alone.
+
+    On a CPU with AVX512-BF16 the library does so at a layer's first forward in evaluation and never goes back: from
+    then on the layer passes no gradient to what is before it, and computes in bfloat16.
+    """
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
 def check(device: torch.device) -> None:
     """Multiply with one small 4-bit matrix: only that shows whether the library fits this machine. Raises BadInput."""
     try:

@@ -147,7 +147,7 @@ def load_weights(kind: Any, source: ModelSource, *, config: Any, dtype: torch.dt
         whole = ["score"] if "SequenceClassification" in kind.__name__ else None
         options["quantization_config"] = four_bit.quantization(dtype, whole=whole, device=device())
     try:
-        return kind.from_pretrained(
+        model = kind.from_pretrained(
             source.base, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -160,6 +160,9 @@ def load_weights(kind: Any, source: ModelSource, *, config: Any, dtype: torch.dt
         raise BadInput(
             f"--model {source.name}: its weights have other sizes than config.json says. Download the model again."
         ) from None
+    if load_in_4bit:
+        four_bit.stay_differentiable(model)
+    return model
 
 
 def load_adapter(model: Any, source: ModelSource, *, trainable: bool = False) -> Any:

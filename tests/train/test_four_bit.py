@@ -131,6 +131,23 @@ def test_gradient_checkpointing_changes_no_gradient_on_a_4_bit_base(
         assert (found[1][name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_evaluation_changes_no_gradient(family: str, request: pytest.FixtureRequest) -> None:
+    """On some CPUs the library packs weights in evaluation, and trains on as if they were constants."""
+    model, groups = made(request.getfixturevalue(family))
+    stir(model)
+    batch, found = collate(LAYOUT, groups), []
+    for _ in range(2):
+        scores(model.train(), batch).square().sum().backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+        model.zero_grad()
+        with torch.no_grad():
+            scores(model.eval(), batch)
+    for name, gradient in found[0].items():
+        assert gradient.abs().max() > 0, name
+        assert torch.equal(found[1][name], gradient), name
+
+
 def test_a_language_models_output_layer_stays_whole(llama: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     Run.create(run, stage="sft", config={"model": str(llama), "load_in_4bit": True}).finish("done")
