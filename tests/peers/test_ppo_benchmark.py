@@ -147,11 +147,11 @@ def test_both_trainers_take_the_same_step_and_write_as_much(model: Path, critic:
 @pytest.mark.peers
 @pytest.mark.timeout(1200)
 def test_with_real_prompts_responses_end_where_the_model_ends_them(model: Path, prompts_file: Path) -> None:
-    flags = ("--cases", "4,2,200,60", "--updates", "1", "--peer-sizes", "2,2", "--prompts", str(prompts_file), "--json")
-    ran = benchmark("--model", str(model), "--peer-python", PEER, *flags)
+    flags = ("--cases", "4,2,200,250", "--updates", "1", "--peer-sizes", "2,2", "--json")
+    ran = benchmark("--model", str(model), "--peer-python", PEER, "--prompts", str(prompts_file), *flags)
     assert ran.returncode == 0, ran.stderr
     (case,) = json.loads(ran.stdout.splitlines()[-1])["cases"]
     assert case["prompts_file"] == "prompts.txt"
     assert 0 < case["max_grad_rel_err"] < 1e-4
     for side in ("ours", "peer"):
-        assert all(8 <= tokens < 4 * 2 * 60 for tokens in case[f"response_tokens_{side}"])
+        assert all(8 <= tokens < 4 * 2 * 250 for tokens in case[f"response_tokens_{side}"])
