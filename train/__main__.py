@@ -22,6 +22,8 @@ from train.stages import STAGES
 # No phone home, and no warning about forks; both must be set before the libraries load.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# On CPUs with AVX512-BF16 bitsandbytes asks for a package that would fetch code from the hub at every start.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def main(arguments: Sequence[str]) -> int:

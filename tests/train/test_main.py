@@ -27,6 +27,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_process_of_its_own_says_the_sentence_and_nothing_beside(tmp_path: Path) -> None:
+    """No library has a word in it either, whatever the CPU."""
+    data = tmp_path / "data.jsonl"
+    data.write_text(GOOD)
+    done = run("score", "--model", str(tmp_path / "none"), "--data", str(data), "--out", str(tmp_path / "out.jsonl"))
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: --model ") and len(done.stderr.splitlines()) == 1
+
+
 GOOD = '{"prompt": "Hi", "responses": ["a", "b"], "ranking": "A2>A1"}\n'
 
 
