@@ -14,6 +14,8 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from train.products import FrozenLinear, product
+
 
 class LoraLinear(Linear):
     """`peft`'s layer. With one plain adapter at work, in the numbers of the base, it is computed by `_AddedOn`."""
@@ -56,7 +58,9 @@ class LoraLinear(Linear):
 def add_on(model: nn.Module) -> None:
     """Let adapters of plain linear layers be computed so; those of other layers (4 bits, Conv1D) stay as they are."""
     for module in model.modules():
-        if type(module) is Linear and type(module.base_layer) is nn.Linear and not module.fan_in_fan_out:
+        if type(module) is not Linear or module.fan_in_fan_out:
+            continue
+        if type(module.base_layer) in (nn.Linear, FrozenLinear):
             module.__class__ = LoraLinear  # the same module, so that all that was registered with it stays
 
 
@@ -68,22 +72,22 @@ class _AddedOn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        down = x @ a.t()
+        down = product(x, a)
         ctx.save_for_backward(x, down, weight, a, b)
         ctx.scale = scale
-        return nn.functional.linear(x, weight, bias).addmm_(down, b.t(), alpha=scale)
+        return product(x, weight, bias).addmm_(down, b.t(), alpha=scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, down, weight, a, b = ctx.saved_tensors
         (of_y,) = gradients
-        of_down = (of_y @ b).mul_(ctx.scale)
+        of_down = product(of_y, b.t()).mul_(ctx.scale)
         of_x = of_a = of_b = None
         if ctx.needs_input_grad[0]:
-            of_x = (of_y @ weight).addmm_(of_down, a)
+            of_x = product(of_y, weight.t()).addmm_(of_down, a)
         if ctx.needs_input_grad[3]:
-            of_a = of_down.t() @ x
+            of_a = product(of_down.t(), x.t())
         if ctx.needs_input_grad[4]:
-            of_b = (of_y.t() @ down).mul_(ctx.scale)
+            of_b = product(down.t(), of_y.t()).t().mul_(ctx.scale)
         return of_x, None, None, of_a, of_b, None

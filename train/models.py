@@ -28,6 +28,7 @@ from train import four_bit, smollm2
 from train.chat import ADDED_PAD
 from train.files import exclusive, whole_folder
 from train.model_folders import check_folder, check_vocabulary, refuse_own_code
+from train.products import use_fast_products
 from train.run import read_config, read_status
 
 log = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ def load_weights(kind: Any, source: ModelSource, *, config: Any, dtype: torch.dt
         ) from None
     if load_in_4bit:
         four_bit.stay_differentiable(model)
+    use_fast_products(model)
     return model
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.train.two_layers import disabled, made, merged, two
-from train.decoding import FEW, fast_decoding, few_rows, is_amd
+from train.decoding import fast_decoding
 from train.lora_linear import LoraLinear, add_on
 from train.models import known_warnings
 from train.sampling import sample_all
@@ -24,25 +24,6 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 def layers(model: nn.Module) -> list[type]:
     return [type(m) for m in model.modules()]
-
-
-@pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 6), (3, 1, 6), (2, 4, 6), (FEW, 1, 6), (FEW + 1, 6), (0, 6)])
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("turned", [False, True, None])
-def test_a_product_of_few_rows_is_the_product(shape: tuple[int, ...], biased: bool, turned: bool | None) -> None:
-    bias = torch.randn(5, dtype=torch.float64) if biased else None
-    x, weight = torch.randn(shape, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
-    y = few_rows(x, weight, bias, turned=turned)
-    torch.testing.assert_close(y, nn.functional.linear(x, weight, bias), **EXACT)
-    assert y.is_contiguous()
-
-
-@pytest.mark.parametrize(("told", "amd"), [("AuthenticAMD", True), ("GenuineIntel", False), (None, False)])
-def test_the_system_says_whose_cpu_it_is(told: str | None, amd: bool, tmp_path: Path) -> None:
-    file = tmp_path / "cpuinfo"
-    if told:
-        file.write_text(f"processor\t: 0\nvendor_id\t: {told}\n")
-    assert is_amd(file) == amd
 
 
 @pytest.mark.parametrize("adapter", ["default", "other"])
@@ -96,10 +77,6 @@ def test_after_an_error_while_writing_the_model_is_as_it_was() -> None:
     assert_left_as(ours, kinds, before)
 
 
-class OutOfReach(nn.Linear):
-    """A linear layer that is of a kind of its own."""
-
-
 def test_responses_are_those_of_plain_layers(tiny: Path) -> None:
     torch.manual_seed(2)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
@@ -107,8 +84,6 @@ def test_responses_are_those_of_plain_layers(tiny: Path) -> None:
         plain = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny).double(), config).double()
     ours = copy.deepcopy(plain)
     add_on(ours)
-    for layer in plain.modules():
-        layer.__class__ = OutOfReach if type(layer) is nn.Linear else type(layer)
     used: set[type] = set()
     for layer in ours.modules():
         layer.register_forward_hook(lambda module, args, output: used.add(type(module)))
@@ -118,4 +93,4 @@ def test_responses_are_those_of_plain_layers(tiny: Path) -> None:
     written = sample_all(ours, tokenizer, prompts, config=how, quiet=True)
     assert written == sample_all(plain, tokenizer, prompts, config=how, quiet=True)
     assert len({s.ids for own in written for s in own}) == 6
-    assert not used & {LoraLinear, nn.Linear} and {"_Summed", "_FewRows"} <= {kind.__name__ for kind in used}
+    assert LoraLinear not in used and "_Summed" in {kind.__name__ for kind in used}

@@ -20,6 +20,7 @@ from train.layouts import PaddedRows, collate, scores
 from train.losses import RewardLoss
 from train.models import load_causal, load_tokenizer, resolve
 from train.policies import new_policy
+from train.products import FrozenLinear
 from train.rewards import load_reward_model, new_reward_model
 from train.run import Run
 
@@ -163,7 +164,7 @@ def test_a_policy_in_training_has_the_output_layer_that_it_writes_with(llama: Pa
     source = resolve(str(llama), workspace=tmp_path)
     model = new_policy(source, lora_r=2, lora_alpha=2, dtype=torch.float32, load_in_4bit=True)
     head = model.get_base_model().get_output_embeddings()
-    assert type(head) is torch.nn.Linear
+    assert type(head) is FrozenLinear, "no layer in 4 bits"
     assert head.weight.dtype == torch.float32
     assert sum(p.dtype == torch.uint8 for p in model.parameters()) == 14
 
