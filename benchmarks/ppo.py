@@ -11,7 +11,8 @@ anything.
 
 Of the table, `ratio` is peer over ours in seconds, `tok` the tokens that an update wrote, `memory` our peak over the
 peer's, `lean` our peak over the peer's with one response at a time, `of SFT` our peak over that of our SFT with as many
-tokens a step. The rewards are those of the first and of the last update's responses, which have the same prompts.
+tokens a step, `alike` the same where SFT has as few tokens at a time, too. The rewards are those of the first and of
+the last update's responses, which have the same prompts.
 
 TRL removed this trainer in 1.13.0. The last one lives in an environment of its own:
 
@@ -46,7 +47,13 @@ from data.errors import BadInput, UserError
 MODULE = "benchmarks.ppo"
 PEER_PYTHON = "RANKWISE_PPO_PEER_PYTHON"
 TRL = "1.12.0"
-OURS = {"prepare": "ppo_work", "ours": "ppo_ours", "gradient_ours": "ppo_ours", "sft": "ppo_ours"}
+OURS = {
+    "prepare": "ppo_work",
+    "ours": "ppo_ours",
+    "gradient_ours": "ppo_ours",
+    "sft": "ppo_ours",
+    "sft_alike": "ppo_ours",
+}
 PEERS = {"peer": "ppo_peer", "peer_lean": "ppo_peer", "gradient_peer": "ppo_peer", "sweep": "ppo_peer"}
 VERSIONS = ("torch", "transformers", "peft")
 NOISE = 1.03
@@ -62,6 +69,7 @@ COLUMNS = {
     "memory_ratio": "memory",
     "memory_ratio_lean": "lean",
     "peak_over_sft": "of SFT",
+    "peak_over_sft_alike": "alike",
     "reward_start_ours": "ours from",
     "reward_end_ours": "to",
     "reward_start_peer": "peer from",
@@ -188,8 +196,9 @@ def measured(case: PpoCase, options: argparse.Namespace) -> dict[str, Any]:
             lean = comparison.take_turns("peer_lean", updates=1).peaks["peer_lean"]
         written = max(step["response_tokens"] for step in turned.steps["ours"])  # the step that our peak is of
         comparison.work["written_per_prompt"] = round(written / case.prompts)
-        plain = comparison.take_turns("sft")
-    warm = {name: steps[comparison.warmups :] for name, steps in {**turned.steps, **plain.steps}.items()}
+        plain, alike = (comparison.take_turns(name) for name in ("sft", "sft_alike"))
+    every = {**turned.steps, **plain.steps, **alike.steps}
+    warm = {name: steps[comparison.warmups :] for name, steps in every.items()}
     seconds = {name: statistics.median(step["seconds"] for step in steps) for name, steps in warm.items()}
     ours, peer = turned.peaks["ours"], turned.peaks["peer"]
     return {
@@ -203,9 +212,11 @@ def measured(case: PpoCase, options: argparse.Namespace) -> dict[str, Any]:
         "peak_rss_peer": peer,
         "peak_rss_peer_lean": lean,
         "peak_rss_sft": plain.peaks["sft"],
+        "peak_rss_sft_alike": alike.peaks["sft_alike"],
         "memory_ratio": round(ours / peer, 3),
         "memory_ratio_lean": round(ours / lean, 3),
         "peak_over_sft": round(ours / plain.peaks["sft"], 3),
+        "peak_over_sft_alike": round(ours / alike.peaks["sft_alike"], 3),
         **{k: v for name in ("ours", "peer") for k, v in _told(turned.steps[name], name).items()},
         "optimizer_steps_peer": [step["optimizer_steps"] for step in turned.steps["peer"]],
         **compared,

@@ -27,7 +27,7 @@ from train.models import load_tokenizer, resolve
 from train.policies import new_policy
 from train.ppo import PpoTraining
 from train.ppo_config import PpoConfig
-from train.ppo_inputs import Inputs
+from train.ppo_inputs import Inputs, sized
 from train.reward_sources import RewardPlan
 from train.rewards import let_signals_in
 from train.roles import read_reward_adapter
@@ -84,23 +84,37 @@ def gradient_ours(turns: Turns) -> None:
 
 
 def sft(turns: Turns) -> None:
-    """Supervised fine-tuning, a step a turn: as many conversations as PPO has prompts, with as many tokens in all.
-
-    A prompt's responses stand one after another as one; what PPO learns to write is learned here, too.
-    """
+    """Supervised fine-tuning as people start it, a step a turn."""
     work = Work(turns.work)
-    config = SftConfig(
+    _fine_tune(turns, work, _sft_config(work))
+
+
+def sft_alike(turns: Turns) -> None:
+    """The same with as many tokens at a time as PPO has."""
+    work = Work(turns.work)
+    at_once = sized(work.config(), work.every_prompt()).tokens_per_forward
+    _fine_tune(turns, work, replace(_sft_config(work), tokens_per_forward=at_once))
+
+
+def _sft_config(work: Work) -> SftConfig:
+    return SftConfig(
         model=work.source.name,
         data=Path("made.jsonl"),
         output=work.folder / "run",
         tokens_per_batch=0,
         per_device_train_batch_size=work.case["prompts"],
-        tokens_per_forward=work.config().tokens_per_forward,
         max_steps=work.updates,
         save_steps=10**9,
     )
+
+
+def _fine_tune(turns: Turns, work: Work, config: SftConfig) -> None:
+    """As many conversations a step as PPO has prompts, with as many tokens in all.
+
+    A prompt's responses stand one after another as one; what PPO learns to write is learned here, too.
+    """
     groups = []
-    for number, prompt in enumerate(p for step in range(1, work.updates + 1) for p in work.batch(step)):
+    for number, prompt in enumerate(work.every_prompt()):
         written = random.Random(number).choices(work.letters, k=turns.work["written_per_prompt"])  # noqa: S311
         groups.append(Group(f"made-{number}", ((*prompt.ids, *written),), (0,), shared=len(prompt.ids)))
     set_seed(config.seed)
@@ -134,7 +148,8 @@ class _MadeTraining(PpoTraining):
     def __init__(self, config: PpoConfig, inputs: Inputs, *, work: Work) -> None:
         self.work = work
         run = Run.create(config.output, stage="ppo", config={})
-        super().__init__(config, inputs, accelerator=Accelerator(cpu=True), run=run, interrupt=Interrupt())
+        sizes = sized(config, inputs.train)
+        super().__init__(sizes, inputs, accelerator=Accelerator(cpu=True), run=run, interrupt=Interrupt())
         assert self.parts.optimizer.defaults["eps"] == ADAM_EPSILON
         tokenizer = load_tokenizer(work.source)
         if not work.prompts_file:
@@ -192,7 +207,7 @@ def _inputs(work: Work) -> Inputs:
     return Inputs(
         source=work.source,
         tokenizer=work.tokenizer,
-        train=[p for step in range(1, work.updates + 1) for p in work.batch(step)],
+        train=work.every_prompt(),
         held_out=[],
         counts={},
         reward=RewardPlan(str(work.reward), adapter=read_reward_adapter(reward)),

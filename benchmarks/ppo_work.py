@@ -132,6 +132,10 @@ class Work:
             for n, ids in enumerate(batch)
         ]
 
+    def every_prompt(self) -> list[Prompt]:
+        """Those of all updates, in order."""
+        return [prompt for step in range(1, self.updates + 1) for prompt in self.batch(step)]
+
     def actor_weights(self) -> dict[str, Tensor]:
         """An actor that has learned something already."""
         return load_file(self.actor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from data.errors import BadInput
 from train.config_checks import at_least, check_flips, positive, share
@@ -75,11 +75,13 @@ class TrainingConfig:
     resume: Path | None = None
     """Continue this run instead of starting one; the other flags come from its config.json."""
 
+    _fewest_tokens_per_forward: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         at_least(self, 1, "lora_r", "lora_alpha", "per_device_train_batch_size", "save_steps", "logging_steps")
         at_least(self, 0, "seed", "max_steps", "eval_steps", "weight_decay", "max_grad_norm", "tokens_per_batch")
         at_least(self, 8, "max_length")
-        at_least(self, 1, "tokens_per_forward")
+        at_least(self, self._fewest_tokens_per_forward, "tokens_per_forward")
         positive(self, "learning_rate", "num_train_epochs")
         share(self, "warmup_ratio", "eval_fraction")
 

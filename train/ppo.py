@@ -29,9 +29,9 @@ from train.memory import out_of_memory_told, peak_memory_mb
 from train.models import device
 from train.policies import check_log_probs
 from train.ppo_config import PpoConfig
-from train.ppo_inputs import Inputs, check_tokens, read_inputs
+from train.ppo_inputs import Inputs, check_tokens, read_inputs, sized
 from train.ppo_measures import Answers, eval_row, prompt_messages_of, token_columns, variance_explained
-from train.ppo_state import Parts, State, save_state
+from train.ppo_state import Inside, Parts, State, read_inside, save_state
 from train.ppo_update import Learner
 from train.processes import ending_together, gathered, is_main, joined, rank, world_size
 from train.reward_sources import CheckedOnce, JudgedReward, RewardPlan, Scorer, SharedReward
@@ -74,6 +74,7 @@ def main(config: PpoConfig) -> str:
         reporting.check(config.report_to)
         accelerator = _accelerator(config)
         inputs = read_inputs(config)
+        config = sized(config, inputs.train)
         found = {"max_length": inputs.max_length, **inputs.hashes}
         run = open_run(config, stage="ppo", source=inputs.source, found=found)
         with run.outcome(), ending_together(), out_of_memory_told(config), full_disk_told(run.path):
@@ -115,7 +116,7 @@ class PpoTraining:
         self.evaluation = Evaluation()
         self.state: State | None = None
         self.saved_step = 0
-        self.inside: State | None = None
+        self.inside: Inside | None = None
         self.over_budget = ""
 
     def train(self) -> None:
@@ -127,8 +128,6 @@ class PpoTraining:
         try:
             if start and not first:
                 progress.row({"step": 0, **start})
-            if not first:
-                self.inside = self.parts.capture(0)
             if first and self._evaluates_after(first):  # stopped before its row was written
                 self._look(first, progress=progress)
             for step in range(first + 1, self.total + 1):
@@ -165,6 +164,7 @@ class PpoTraining:
         checkpoint = newest_good(self.run.path)
         assert checkpoint is not None  # `open_run` refuses a run without one
         step = self.parts.restore(checkpoint)
+        self.inside = read_inside(checkpoint)
         for row in read_metrics(self.run.path):
             self.alarm.observe(row)
         return step
@@ -172,7 +172,7 @@ class PpoTraining:
     def _save(self) -> None:
         """A checkpoint of the last complete step, where there is none yet."""
         if self.state and self.state.step != self.saved_step and is_main():
-            save_state(self.state, self.run.path)
+            save_state(self.state, self.run.path, inside=self.inside)
             self.saved_step = self.state.step
 
     def step(self, step: int) -> dict[str, float] | None:
@@ -193,7 +193,8 @@ class PpoTraining:
                 f"reference; --kl_budget {config.kl_budget:g} ends the training here{self._back_inside()}"
             )
             return None
-        self.inside = self.state or self.inside
+        if config.kl_budget:
+            self.inside = Inside(step - 1, self.roles.state())
         kl_coef, rates = self.parts.controller.coef, [group["lr"] for group in self.parts.optimizer.param_groups]
         experience = experience_of(config, rollouts, scored, kl_coef=kl_coef)
         known = time.monotonic()
@@ -230,10 +231,10 @@ class PpoTraining:
         }
 
     def _back_inside(self) -> str:
-        """Take up the last policy that was seen inside the budget, where this process has it still."""
+        """Take up the last policy that was seen inside the budget."""
         if self.inside is None:
             return ""
-        self.roles.load_state(self.inside.model)
+        self.roles.load_state(self.inside.weights)
         return f", with the policy of step {self.inside.step}, the last one inside"
 
     def finish(self) -> None:
@@ -372,15 +373,15 @@ class PpoTraining:
         log.info("weights: %s trained, %s in all on one base", f"{trained:,}", f"{base:,}")
         together = config.per_device_train_batch_size * world_size()
         log.info(
-            "a step: %d prompts x %d responses of up to %d tokens, %d passes of %d updates; %d steps, %d an epoch",
+            "a step: %d prompts x %d responses of up to %d tokens, %d passes of %d updates, %d tokens at a time",
             together,
             config.samples,
             config.max_new_tokens,
             config.num_ppo_epochs,
             config.num_mini_batches,
-            self.total,
-            self.per_epoch,
+            config.tokens_per_forward,
         )
+        log.info("steps: %d, %d an epoch", self.total, self.per_epoch)
 
 
 def _accelerator(config: PpoConfig) -> Accelerator:

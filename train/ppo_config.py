@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from data.errors import BadInput
 from train.config_checks import at_least, positive
@@ -38,9 +38,11 @@ class PpoConfig(TrainingConfig):
     """Share of the steps over which the learning rates rise from 0."""
     per_device_train_batch_size: int = 16
     """Prompts a step and process."""
-    tokens_per_forward: int = 1024
+    tokens_per_forward: int = 0
     """Tokens computed at a time, whole prompts together; what they leave for the backward pass is most of the memory.
-    A step takes as many passes as it needs, with the same gradient; a GPU with room is faster with more at a time."""
+    A step takes as many passes as it needs, with the same gradient; a GPU with room is faster with more at a time. 0
+    takes 1024 on a GPU, and on a CPU, which is as fast with few, 512, or up to 1024 where the longest prompt and its
+    responses have so many."""
     samples: int = 2
     """Responses to each prompt of a step. They share the prompt, which is computed once for all of them."""
     temperature: float = 1.0
@@ -109,6 +111,8 @@ class PpoConfig(TrainingConfig):
     """Write rollouts/step-N.parquet every so many steps; 0 never does."""
     eval_prompts: int = 32
     """Held-out prompts that are answered at the start, every eval_steps and at the end."""
+
+    _fewest_tokens_per_forward: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

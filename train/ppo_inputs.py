@@ -17,6 +17,7 @@ from train.chat import encode_prompt
 from train.generate import read_prompts
 from train.models import (
     ModelSource,
+    device,
     load_config,
     load_tokenizer,
     resolve,
@@ -98,6 +99,16 @@ def read_inputs(config: PpoConfig) -> Inputs:
         },
         max_length=max_length,
     )
+
+
+def sized(config: PpoConfig, prompts: Sequence[Prompt]) -> PpoConfig:
+    """The settings with the number of tokens that --tokens_per_forward 0 comes to with these prompts."""
+    if config.tokens_per_forward:
+        return config
+    longest = max(len(p.ids) for p in prompts) + config.samples * config.max_new_tokens
+    # SmolLM2-135M on a CPU: 512 at a time are about as fast as 1024 with a fifth less memory, 256 a tenth slower.
+    fitting = min(max(longest, 512), 1024) if device().type == "cpu" else 1024
+    return replace(config, tokens_per_forward=fitting)
 
 
 def _records(config: PpoConfig) -> tuple[list[PromptRecord], str]:

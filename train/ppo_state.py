@@ -20,6 +20,7 @@ from train.kl_penalty import KlController
 from train.roles import Roles
 
 TENSORS = "state.safetensors"
+INSIDE = "inside.safetensors"
 FACTS = "trainer_state.json"
 
 
@@ -31,10 +32,13 @@ class State:
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
-    @property
-    def model(self) -> dict[str, Tensor]:
-        """What is trained, by name."""
-        return {k.removeprefix("model."): v for k, v in self.tensors.items() if k.startswith("model.")}
+
+@dataclass(frozen=True)
+class Inside:
+    """What is trained, by name, as it was after `step` steps: the last policy seen inside the KL budget."""
+
+    step: int
+    weights: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,18 @@ class Parts:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
 
-def save_state(state: State, run: Path) -> None:
+def save_state(state: State, run: Path, *, inside: Inside | None) -> None:
     """`checkpoint-N`, sealed. Raises BadInput where the disk takes no more."""
     folder = run / f"checkpoint-{state.step}"
     with new_checkpoint(folder):
         folder.mkdir()
         save_file(dict(state.tensors), folder / TENSORS)
-        write_json(folder / FACTS, state.facts)
+        if inside:
+            save_file(dict(inside.weights), folder / INSIDE)
+        write_json(folder / FACTS, {**state.facts, "inside_step": inside.step if inside else None})
+
+
+def read_inside(folder: Path) -> Inside | None:
+    """What a checkpoint knows of a policy inside the KL budget."""
+    step = json.loads((folder / FACTS).read_text(encoding="utf-8")).get("inside_step")
+    return None if step is None else Inside(step, load_file(folder / INSIDE))

@@ -135,6 +135,8 @@ def test_both_trainers_take_the_same_step_and_write_as_much(model: Path, critic:
     assert case["layout"] == "TreeRows"
     assert case["ratio"] == pytest.approx(case["seconds_peer"] / case["seconds_ours"], rel=0.02)
     assert case["memory_ratio"] == pytest.approx(case["peak_rss_ours"] / case["peak_rss_peer"], abs=1e-3)
+    alike = case["peak_rss_ours"] / case["peak_rss_sft_alike"]
+    assert case["peak_over_sft_alike"] == pytest.approx(alike, abs=1e-3)
     assert case["peak_over_sft"] == pytest.approx(case["peak_rss_ours"] / case["peak_rss_sft"], abs=1e-3)
     assert min(case["peak_rss_ours"], case["peak_rss_peer"], case["peak_rss_peer_lean"], case["peak_rss_sft"]) > 100e6
     assert len(case["rewards_ours"]) == len(case["rewards_peer"]) == 3

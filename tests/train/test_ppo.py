@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data.records import Message, PromptRecord
 from tests.train import text_rewards
 from tests.train.adapters import edit, reward_run
 from tests.train.made import byte_tokenizer, llama_config, rows, save_model, write_rows
@@ -21,7 +22,10 @@ from tests.train.stopping import ppo_stopped_at
 from train.__main__ import main
 from train.checkpoints import damage
 from train.models import known_warnings
+from train.ppo_config import PpoConfig
+from train.ppo_inputs import sized
 from train.rollout_files import file_of, read_rollouts, steps
+from train.rollouts import Prompt
 from train.run import checkpoint_step, read_evaluation, read_metrics, read_status
 
 LETTERS = "tests.train.text_rewards:letters"
@@ -300,6 +304,42 @@ def test_the_budget_ends_the_training(tiny: Path, ranked: Path, tmp_path: Path) 
     assert status.step < 30
     assert f"with the policy of step {status.step - 1}, the last one inside" in status.message
     assert evaluation_of(tmp_path / "run")["eval"]["kl"] < 4, "on other prompts it may be a little over, not far"
+
+
+def test_a_run_resumed_right_before_it_passes_the_budget_goes_back_as_far(
+    tiny: Path, ranked: Path, tmp_path: Path
+) -> None:
+    """Stopped while it learned for the last time, or killed after that: the same weights to the last bit."""
+    flags = ["--max_steps", "30", "--learning_rate", "2e-3", "--kl_coef", "0", "--kl_budget", "1.5"]
+    assert train(tiny, ranked, tmp_path / "whole", *flags) == 0
+    last = read_status(tmp_path / "whole").step
+    assert last > 2
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    edit(tmp_path / "killed" / "status.json", state="running")
+    with ppo_stopped_at(last - 1):
+        assert train(tiny, ranked, tmp_path / "stopped", *flags) == 143
+    for run in (tmp_path / "killed", tmp_path / "stopped"):
+        assert resume(run) == 0
+        assert f"with the policy of step {last - 1}, the last one inside" in read_status(run).message
+        assert learned(run) == learned(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("flags", "expected"), [([], 512), (["--tokens_per_forward", "77"], 77)])
+def test_the_number_of_tokens_at_a_time_is_said_and_kept(
+    flags: list[str], expected: int, tiny: Path, ranked: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert train(tiny, ranked, tmp_path / "run", "--max_steps", "1", *flags) == 0
+    assert f"2 passes of 1 updates, {expected} tokens at a time" in caplog.text
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["tokens_per_forward"] == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU always takes 1024")
+@pytest.mark.parametrize(("longest", "expected"), [(100, 512), (400, 656), (900, 1024)])
+def test_a_prompt_and_its_responses_are_not_split_where_they_fit(longest: int, expected: int) -> None:
+    config = PpoConfig("model", data=Path("d"), output=Path("o"), reward="a:b", samples=2, max_new_tokens=128)
+    prompts = [Prompt(PromptRecord((Message("user", "?"),), ()), tuple(range(n))) for n in (50, longest)]
+    assert sized(config, prompts).tokens_per_forward == expected
 
 
 def test_a_resumed_run_refuses_another_reward_and_finds_its_own_from_anywhere(
