@@ -76,6 +76,7 @@ class TrainingConfig:
     """Continue this run instead of starting one; the other flags come from its config.json."""
 
     _fewest_tokens_per_forward: ClassVar[int] = 1
+    """The least that --tokens_per_forward takes."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "lora_r", "lora_alpha", "per_device_train_batch_size", "save_steps", "logging_steps")

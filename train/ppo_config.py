@@ -40,9 +40,9 @@ class PpoConfig(TrainingConfig):
     """Prompts a step and process."""
     tokens_per_forward: int = 0
     """Tokens computed at a time, whole prompts together; what they leave for the backward pass is most of the memory.
-    A step takes as many passes as it needs, with the same gradient; a GPU with room is faster with more at a time. 0
-    takes 1024 on a GPU, and on a CPU, which is as fast with few, 512, or up to 1024 where the longest prompt and its
-    responses have so many."""
+    A step takes as many passes as it needs, with the same gradient; a GPU with room is faster with more at a time.
+    0 takes 1024 on a GPU. On a CPU it takes 512, as fast and with less memory, or up to 1024 where the longest prompt
+    and its responses have more."""
     samples: int = 2
     """Responses to each prompt of a step. They share the prompt, which is computed once for all of them."""
     temperature: float = 1.0
@@ -113,6 +113,7 @@ class PpoConfig(TrainingConfig):
     """Held-out prompts that are answered at the start, every eval_steps and at the end."""
 
     _fewest_tokens_per_forward: ClassVar[int] = 0
+    """0 leaves the choice to the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
