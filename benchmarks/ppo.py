@@ -11,8 +11,8 @@ anything.
 
 Of the table, `ratio` is peer over ours in seconds, `tok` the tokens that an update wrote, `memory` our peak over the
 peer's, `lean` our peak over the peer's with one response at a time, `of SFT` our peak over that of our SFT with as many
-tokens a step, `alike` the same where SFT has as few tokens at a time, too. The rewards are those of the first and of
-the last update's responses, which have the same prompts.
+tokens a step and its own default at a time, `alike` the same with PPO's at a time. The rewards are those of the first
+and of the last update's responses, which have the same prompts.
 
 TRL removed this trainer in 1.13.0. The last one lives in an environment of its own:
 

@@ -84,7 +84,7 @@ def gradient_ours(turns: Turns) -> None:
 
 
 def sft(turns: Turns) -> None:
-    """Supervised fine-tuning as people start it, a step a turn."""
+    """Supervised fine-tuning, a step a turn, with the tokens at a time that are its default."""
     work = Work(turns.work)
     _fine_tune(turns, work, _sft_config(work))
 
@@ -92,7 +92,7 @@ def sft(turns: Turns) -> None:
 def sft_alike(turns: Turns) -> None:
     """The same with as many tokens at a time as PPO has."""
     work = Work(turns.work)
-    at_once = sized(work.config(), work.every_prompt()).tokens_per_forward
+    at_once = sized(work.config(), work.every_prompt(), on_cpu=True).tokens_per_forward
     _fine_tune(turns, work, replace(_sft_config(work), tokens_per_forward=at_once))
 
 
@@ -145,11 +145,10 @@ class _ScoredAtTheLastToken:
 class _MadeTraining(PpoTraining):
     """On the case's prompts, update by update."""
 
-    def __init__(self, config: PpoConfig, inputs: Inputs, *, work: Work) -> None:
+    def __init__(self, config: PpoConfig, *, work: Work) -> None:
         self.work = work
         run = Run.create(config.output, stage="ppo", config={})
-        sizes = sized(config, inputs.train)
-        super().__init__(sizes, inputs, accelerator=Accelerator(cpu=True), run=run, interrupt=Interrupt())
+        super().__init__(_inputs(work, config), accelerator=Accelerator(cpu=True), run=run, interrupt=Interrupt())
         assert self.parts.optimizer.defaults["eps"] == ADAM_EPSILON
         tokenizer = load_tokenizer(work.source)
         if not work.prompts_file:
@@ -166,7 +165,7 @@ class _PacedTraining(_MadeTraining):
 
     def __init__(self, turns: Turns, work: Work) -> None:
         config = work.config()
-        super().__init__(config, _inputs(work), work=work)
+        super().__init__(config, work=work)
         self.turns = turns
         self.row: dict[str, float] = {}
         self.began = 0.0
@@ -198,13 +197,14 @@ class _PacedTraining(_MadeTraining):
 
 
 def _training(work: Work, config: PpoConfig) -> _MadeTraining:
-    return _MadeTraining(config, _inputs(work), work=work)
+    return _MadeTraining(config, work=work)
 
 
-def _inputs(work: Work) -> Inputs:
+def _inputs(work: Work, config: PpoConfig) -> Inputs:
     """As `python -m train ppo` reads them, on the case's prompts."""
     reward = resolve(str(work.reward), workspace=work.folder)
     return Inputs(
+        config=sized(config, work.every_prompt(), on_cpu=True),
         source=work.source,
         tokenizer=work.tokenizer,
         train=work.every_prompt(),

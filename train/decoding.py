@@ -28,13 +28,13 @@ def fast_decoding(model: nn.Module) -> Iterator[None]:
                 if type(layer) is LoraLinear and _is_full_on_cpu(layer.base_layer.weight):
                     both = layer.sum_of_both()
                     if both is not None:
-                        layer.summed, layer.__class__ = both, _Summed
                         changed.append(layer)
+                        layer.summed, layer.__class__ = both, _Summed
         yield
     finally:
         for layer in changed:
-            vars(layer).pop("summed")
             layer.__class__ = LoraLinear
+            vars(layer).pop("summed", None)
 
 
 class _Summed(LoraLinear):

@@ -29,7 +29,7 @@ from train.memory import out_of_memory_told, peak_memory_mb
 from train.models import device
 from train.policies import check_log_probs
 from train.ppo_config import PpoConfig
-from train.ppo_inputs import Inputs, check_tokens, read_inputs, sized
+from train.ppo_inputs import Inputs, check_tokens, read_inputs
 from train.ppo_measures import Answers, eval_row, prompt_messages_of, token_columns, variance_explained
 from train.ppo_state import Inside, Parts, State, read_inside, save_state
 from train.ppo_update import Learner
@@ -74,13 +74,13 @@ def main(config: PpoConfig) -> str:
         reporting.check(config.report_to)
         accelerator = _accelerator(config)
         inputs = read_inputs(config)
-        config = sized(config, inputs.train)
+        config = inputs.config
         found = {"max_length": inputs.max_length, **inputs.hashes}
         run = open_run(config, stage="ppo", source=inputs.source, found=found)
         with run.outcome(), ending_together(), out_of_memory_told(config), full_disk_told(run.path):
             if config.report_to != "none":
                 accelerator.init_trackers(reporting.PROJECT)
-            training = PpoTraining(config, inputs, accelerator=accelerator, run=run, interrupt=interrupt)
+            training = PpoTraining(inputs, accelerator=accelerator, run=run, interrupt=interrupt)
             training.train()
             training.finish()
     return str(config.output)
@@ -89,9 +89,8 @@ def main(config: PpoConfig) -> str:
 class PpoTraining:
     """One run of PPO, as this process sees it."""
 
-    def __init__(
-        self, config: PpoConfig, inputs: Inputs, *, accelerator: Accelerator, run: Run, interrupt: Interrupt
-    ) -> None:
+    def __init__(self, inputs: Inputs, *, accelerator: Accelerator, run: Run, interrupt: Interrupt) -> None:
+        config = inputs.config
         set_seed(config.seed)
         self.accelerator = accelerator
         self.config, self.inputs, self.run, self.interrupt = config, inputs, run, interrupt

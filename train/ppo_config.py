@@ -41,8 +41,8 @@ class PpoConfig(TrainingConfig):
     tokens_per_forward: int = 0
     """Tokens computed at a time, whole prompts together; what they leave for the backward pass is most of the memory.
     A step takes as many passes as it needs, with the same gradient; a GPU with room is faster with more at a time.
-    0 takes 1024 on a GPU. On a CPU it takes 512, as fast and with less memory, or up to 1024 where the longest prompt
-    and its responses have more."""
+    0 takes 1024 on a GPU. On a CPU it takes 512, about as fast and with less memory, or up to 1024 where the longest
+    prompt and its responses have more."""
     samples: int = 2
     """Responses to each prompt of a step. They share the prompt, which is computed once for all of them."""
     temperature: float = 1.0

@@ -36,8 +36,9 @@ from train.sampling import stop_tokens
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that training needs, checked."""
+    """All that training needs, checked. `config`: the settings with what the prompts made of them."""
 
+    config: PpoConfig
     source: ModelSource
     tokenizer: PreTrainedTokenizerBase
     train: Sequence[Prompt]
@@ -68,6 +69,7 @@ def read_inputs(config: PpoConfig) -> Inputs:
         "repeated": len(records) - len(once),
     }
     _check_prompts(config, counts, longest=max((len(p.ids) for p in encoded), default=0), max_length=max_length)
+    config = sized(config, train, on_cpu=device().type == "cpu")
 
     def plan(name: str, *, flag: str, may_share: bool) -> RewardPlan:
         return plan_reward(
@@ -83,6 +85,7 @@ def read_inputs(config: PpoConfig) -> Inputs:
     reward = plan(config.reward, flag="--reward", may_share=True)
     gold = plan(config.gold, flag="--gold", may_share=False) if config.gold else None
     return Inputs(
+        config=config,
         source=source,
         tokenizer=tokenizer,
         train=train,
@@ -101,13 +104,13 @@ def read_inputs(config: PpoConfig) -> Inputs:
     )
 
 
-def sized(config: PpoConfig, prompts: Sequence[Prompt]) -> PpoConfig:
+def sized(config: PpoConfig, prompts: Sequence[Prompt], *, on_cpu: bool) -> PpoConfig:
     """The settings with the number of tokens that --tokens_per_forward 0 comes to with these prompts."""
     if config.tokens_per_forward:
         return config
     longest = max(len(p.ids) for p in prompts) + config.samples * config.max_new_tokens
     # SmolLM2-135M on a CPU: 512 at a time are about as fast as 1024 with a fifth less memory, 256 a tenth slower.
-    fitting = min(max(longest, 512), 1024) if device().type == "cpu" else 1024
+    fitting = min(max(longest, 512), 1024) if on_cpu else 1024
     return replace(config, tokens_per_forward=fitting)
 
 

@@ -1,4 +1,4 @@
-"""All that a PPO run needs to go on as if it had never stopped, in one safetensors file and one of JSON."""
+"""All that a PPO run needs to go on as if it had never stopped, in safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -67,13 +67,7 @@ class Parts:
 
     def restore(self, folder: Path) -> int:
         """Take up a checkpoint; returns its step. Raises BadInput where it is sealed and yet of another kind."""
-        try:
-            tensors = load_file(folder / TENSORS)
-        except SafetensorError as error:
-            raise BadInput(
-                f"{folder}: {TENSORS} is not what this program writes ({error}), and nothing in it was run. Delete the "
-                "checkpoint and find out who wrote it."
-            ) from None
+        tensors = _read(folder, TENSORS)
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         self.roles.load_state({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for number, p in enumerate(self._trained()):
@@ -100,12 +94,22 @@ def save_state(state: State, run: Path, *, inside: Inside | None) -> None:
     with new_checkpoint(folder):
         folder.mkdir()
         save_file(dict(state.tensors), folder / TENSORS)
-        if inside:
+        if inside is not None:
             save_file(dict(inside.weights), folder / INSIDE)
-        write_json(folder / FACTS, {**state.facts, "inside_step": inside.step if inside else None})
+        write_json(folder / FACTS, {**state.facts, "inside_step": None if inside is None else inside.step})
 
 
 def read_inside(folder: Path) -> Inside | None:
-    """What a checkpoint knows of a policy inside the KL budget."""
+    """What a checkpoint knows of a policy inside the KL budget. Raises BadInput as `restore` does."""
     step = json.loads((folder / FACTS).read_text(encoding="utf-8")).get("inside_step")
-    return None if step is None else Inside(step, load_file(folder / INSIDE))
+    return None if step is None else Inside(step, _read(folder, INSIDE))
+
+
+def _read(folder: Path, name: str) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / name)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(
+            f"{folder}: {name} is not what this program writes ({error}), and nothing in it was run. Delete the "
+            "checkpoint and find out who wrote it."
+        ) from None

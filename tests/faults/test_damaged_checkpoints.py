@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.train.adapters import edit
 from tests.train.made import byte_tokenizer, llama_config, rows, save_model, write_rows
 from tests.train.stopping import ppo_stopped_at, stopped_at
 from train import ppo_update
@@ -457,18 +458,20 @@ def test_a_bomb_in_a_checkpoint_does_not_go_off_even_where_its_maker_sealed_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["ppo"], indirect=True)
+@pytest.mark.parametrize("name", [STATE, "inside.safetensors"])
 def test_a_bomb_in_the_place_of_ppos_state_does_not_go_off(
-    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, crater = shutil.copytree(stopped, tmp_path / "run"), tmp_path / "crater"
-    with (run / "checkpoint-7" / STATE).open("wb") as file:  # by its name torch would take it for safetensors
+    with (run / "checkpoint-7" / name).open("wb") as file:  # by its name torch would take it for safetensors
         torch.save(Bomb(crater), file)
+    edit(run / "checkpoint-7" / "trainer_state.json", inside_step=6)
     seal(run / "checkpoint-7")
     assert resume(run) == 2
-    assert f"error: {run}/checkpoint-7: {STATE} is not what this program writes" in capsys.readouterr().err
+    assert f"error: {run}/checkpoint-7: {name} is not what this program writes" in capsys.readouterr().err
     assert read_status(run).state == "failed"
     assert not crater.exists()
-    with (run / "checkpoint-7" / STATE).open("rb") as file:
+    with (run / "checkpoint-7" / name).open("rb") as file:
         torch.load(file, weights_only=False)
     assert crater.exists(), "a live one"
 

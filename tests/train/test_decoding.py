@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.train.two_layers import disabled, made, merged, two
+from train import products
 from train.decoding import fast_decoding
 from train.lora_linear import LoraLinear, add_on
 from train.models import known_warnings
@@ -38,6 +39,18 @@ def test_with_an_adapter_the_numbers_are_the_same_and_afterwards_so_is_the_model
         assert ours.state_dict().keys() == before.keys(), "a checkpoint has what it had"
     assert_left_as(ours, kinds, before)
     assert torch.equal(ours(x), expected)
+
+
+@pytest.mark.parametrize("amd", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_in_float32_the_numbers_are_the_same_whichever_library_multiplies(
+    rows: int, amd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "is_amd", lambda: amd)
+    plain, ours = made(torch.float32)
+    x = torch.randn(rows, 2, 6)
+    with fast_decoding(ours), torch.no_grad():
+        torch.testing.assert_close(ours(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
 def assert_left_as(model: PeftModel, kinds: list[type], before: dict[str, Tensor]) -> None:

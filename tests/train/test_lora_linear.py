@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from tests.train.two_layers import disabled, made, merged, two
-from train import lora_linear
+from train import lora_linear, products
 from train.lora_linear import LoraLinear
 
 
@@ -26,14 +26,14 @@ def numbers(model: PeftModel, x: Tensor) -> dict[str, Tensor]:
     return {**found, "x": x.grad, "y": y.detach()}  # type: ignore[dict-item]
 
 
-def assert_same(plain: PeftModel, ours: PeftModel, *, added_on: bool) -> None:
+def assert_same(plain: PeftModel, ours: PeftModel, *, added_on: bool, tolerance: float = 1e-12) -> None:
     x = torch.randn(2, 7, 6, dtype=next(plain.parameters()).dtype)
     with patch.object(lora_linear._AddedOn, "apply", side_effect=lora_linear._AddedOn.apply) as called:
         found, expected = numbers(ours, x), numbers(plain, x)
     assert called.call_count == (2 if added_on else 0)
     assert found.keys() == expected.keys() and len(expected) >= 3
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("adapter", ["default", "other"])
@@ -42,6 +42,13 @@ def test_output_and_gradients_are_the_librarys(adapter: str) -> None:
     for model in (plain, ours):
         model.set_adapter(adapter)
     assert_same(plain, ours, added_on=True)
+
+
+@pytest.mark.parametrize("amd", [False, True])
+@pytest.mark.parametrize("rank", [1, 2, 4, 16])
+def test_in_float32_too_whichever_library_multiplies(rank: int, amd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "is_amd", lambda: amd)
+    assert_same(*made(torch.float32, r=rank), added_on=True, tolerance=1e-4)
 
 
 def test_gradcheck() -> None:

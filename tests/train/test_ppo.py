@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,9 +20,10 @@ from tests.train import text_rewards
 from tests.train.adapters import edit, reward_run
 from tests.train.made import byte_tokenizer, llama_config, rows, save_model, write_rows
 from tests.train.stopping import ppo_stopped_at
+from train import judge
 from train.__main__ import main
 from train.checkpoints import damage
-from train.models import known_warnings
+from train.models import device, known_warnings
 from train.ppo_config import PpoConfig
 from train.ppo_inputs import sized
 from train.rollout_files import file_of, read_rollouts, steps
@@ -43,6 +45,8 @@ SETTINGS = {
     "eval_prompts": "4",
     "kl_coef": "0.01",
 }
+AT_A_TIME = 512 if device().type == "cpu" else 1024
+"""Tokens, where the prompts are short."""
 TIMES = ("seconds", "tokens_per_s", "rollout_tokens_per_s", "scoring_tokens_per_s", "update_tokens_per_s")
 
 
@@ -228,7 +232,9 @@ def test_a_reward_model_on_another_base_is_a_model_of_its_own_and_said_so(
     other = save_model(llama_config(hidden_size=16, initializer_range=0.3), byte_tokenizer(), tmp_path / "other")
     reward = reward_run(other, tmp_path / "rm")
     caplog.set_level("INFO")
-    assert train(tiny, ranked, tmp_path / "run", "--reward", str(reward), "--max_steps", "2") == 0
+    with patch.object(judge, "choose", side_effect=judge.choose) as chosen:
+        assert train(tiny, ranked, tmp_path / "run", "--reward", str(reward), "--max_steps", "2") == 0
+    assert [call.kwargs["tokens_per_forward"] for call in chosen.call_args_list] == [AT_A_TIME], "what the run has"
     assert "loaded as a model of its own, with the memory of a second base" in caplog.text
     assert evaluation_of(tmp_path / "run")["roles"] == {"reward": "separate model", "critic": "fresh"}
     assert [row["reward_cut"] for row in rows_of(tmp_path / "run")] == [0, 0]
@@ -324,7 +330,7 @@ def test_a_run_resumed_right_before_it_passes_the_budget_goes_back_as_far(
         assert learned(run) == learned(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("flags", "expected"), [([], 512), (["--tokens_per_forward", "77"], 77)])
+@pytest.mark.parametrize(("flags", "expected"), [([], AT_A_TIME), (["--tokens_per_forward", "77"], 77)])
 def test_the_number_of_tokens_at_a_time_is_said_and_kept(
     flags: list[str], expected: int, tiny: Path, ranked: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -334,12 +340,13 @@ def test_the_number_of_tokens_at_a_time_is_said_and_kept(
     assert json.loads((tmp_path / "run" / "config.json").read_text())["tokens_per_forward"] == expected
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU always takes 1024")
-@pytest.mark.parametrize(("longest", "expected"), [(100, 512), (400, 656), (900, 1024)])
-def test_a_prompt_and_its_responses_are_not_split_where_they_fit(longest: int, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("longest", "on_cpu", "expected"), [(100, True, 512), (400, True, 656), (900, True, 1024), (100, False, 1024)]
+)
+def test_a_prompt_and_its_responses_are_not_split_where_they_fit(longest: int, on_cpu: bool, expected: int) -> None:
     config = PpoConfig("model", data=Path("d"), output=Path("o"), reward="a:b", samples=2, max_new_tokens=128)
     prompts = [Prompt(PromptRecord((Message("user", "?"),), ()), tuple(range(n))) for n in (50, longest)]
-    assert sized(config, prompts).tokens_per_forward == expected
+    assert sized(config, prompts, on_cpu=on_cpu).tokens_per_forward == expected
 
 
 def test_a_resumed_run_refuses_another_reward_and_finds_its_own_from_anywhere(
