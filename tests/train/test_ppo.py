@@ -234,7 +234,7 @@ def test_a_reward_model_on_another_base_is_a_model_of_its_own_and_said_so(
     caplog.set_level("INFO")
     with patch.object(judge, "choose", side_effect=judge.choose) as chosen:
         assert train(tiny, ranked, tmp_path / "run", "--reward", str(reward), "--max_steps", "2") == 0
-    assert [call.kwargs["tokens_per_forward"] for call in chosen.call_args_list] == [AT_A_TIME], "what the run has"
+    assert {call.kwargs["tokens_per_forward"] for call in chosen.call_args_list} == {AT_A_TIME}, "what the run has"
     assert "loaded as a model of its own, with the memory of a second base" in caplog.text
     assert evaluation_of(tmp_path / "run")["roles"] == {"reward": "separate model", "critic": "fresh"}
     assert [row["reward_cut"] for row in rows_of(tmp_path / "run")] == [0, 0]
