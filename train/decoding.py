@@ -15,7 +15,7 @@ from train.products import product
 
 @contextmanager
 def fast_decoding(model: nn.Module) -> Iterator[None]:
-    """Inside, without gradients, tokens take up to half less time on a CPU in full precision.
+    """Inside, without gradients, tokens take less time on a CPU in full precision.
 
     A layer and the adapter that is at work when this begins are one matrix. It stands beside the base's weights, which
     stay as they are: what is added to them could not be taken off again to the last bit. On a GPU, where that memory
