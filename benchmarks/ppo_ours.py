@@ -55,7 +55,7 @@ def gradient_ours(turns: Turns) -> None:
     """The gradient of the first pass over given responses, from given weights."""
     work = Work(turns.work)
     config = work.config(num_ppo_epochs=1)
-    training = _training(work, config)
+    training = _MadeTraining(config, work=work)
     with torch.no_grad():
         for name, weight in work.actor_weights().items():
             training.roles.model.get_parameter(name.replace(".weight", ".actor.weight")).copy_(weight)
@@ -194,10 +194,6 @@ class _PacedTraining(_MadeTraining):
             reward=row["reward"],
             kl=row["kl"],
         )
-
-
-def _training(work: Work, config: PpoConfig) -> _MadeTraining:
-    return _MadeTraining(config, work=work)
 
 
 def _inputs(work: Work, config: PpoConfig) -> Inputs:

@@ -108,7 +108,7 @@ def read_inside(folder: Path) -> Inside | None:
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(folder / name)
-    except (OSError, SafetensorError) as error:
+    except (FileNotFoundError, SafetensorError) as error:
         raise BadInput(
             f"{folder}: {name} is not what this program writes ({error}), and nothing in it was run. Delete the "
             "checkpoint and find out who wrote it."

@@ -65,6 +65,7 @@ def test_the_same_product_is_the_same_to_the_last_bit(amd: bool) -> None:
 LENGTHS = """
 import random, torch
 from train.products import product
+torch.set_num_threads(2)  # each has room of its own
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1000
 weights = [torch.randn(out, into) for out, into in ((576, 576), (1536, 576), (576, 1536), (192, 576))]
